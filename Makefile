@@ -1,0 +1,30 @@
+# `make train` and `make test` do everything on a fresh machine; `make setup` alone only prepares it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/push_cube_sparse.py
+ARGS ?=
+TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
+
+.PHONY: setup train test lint
+
+setup: $(VENV)/.ready
+
+# torch goes first: a range that admits newer releases would pull gigabytes of CUDA packages on a machine without a GPU.
+$(VENV)/.ready: pyproject.toml constraints.txt setup/system_packages.sh setup/can_render.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; $(PYTHON) is older: run 'make PYTHON=python3.12 ...'." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment: on Debian and Ubuntu run 'apt-get install python3-venv' as root." >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	setup/system_packages.sh $(BIN)/python
+	@touch $@
+
+train: setup
+	$(BIN)/python train.py --config=$(CONFIG) $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""Refined Policy Distillation: PPO with a pull towards a vision-language-action teacher, in JAX."""

@@ -1,0 +1,44 @@
+"""What a teacher is, and how one is found by name."""
+
+from typing import Protocol
+
+import jax
+from ml_collections import ConfigDict
+
+from rpd_jax.errors import UserError
+
+
+class Teacher(Protocol):
+    """A vision-language-action model that labels camera frames."""
+
+    def act(self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1) -> jax.Array:
+        """Returns actions for frames; deterministic given `key`.
+
+        Args:
+            rgb: uint8 [B, H, W, 3] frames of the human camera, on the device.
+            instruction: the sentence that all B frames share.
+            key: JAX random key.
+            num_samples: actions drawn per frame, S.
+
+        Returns:
+            float32 [S, B, 7] in the environment's convention: translation, rotation and gripper in [-1, 1].
+        """
+
+    def close(self) -> None:
+        """Releases processes and memory; further calls of `act` are errors."""
+
+
+def load_teacher(config: ConfigDict) -> Teacher:
+    """Loads the teacher that `config.teacher` names.
+
+    Args:
+        config: the resolved training config; reads `teacher.{name, checkpoint}`.
+
+    Raises:
+        UserError: unknown name, or a checkpoint that is missing or broken.
+    """
+    if config.teacher.name == "octo":
+        from octo_teacher.teacher import OctoTeacher
+
+        return OctoTeacher.load(config.teacher.checkpoint)
+    raise UserError(f"teacher.name={config.teacher.name!r} is not a teacher: the allowed value is 'octo'.")
