@@ -4,5 +4,6 @@
 class UserError(Exception):
     """A mistake or missing thing on the user's side.
 
-    The message is one sentence that names the cause and the mend. Entry points print it without a stack trace and exit with status 2.
+    The message is one sentence that names the cause and the mend. Entry points print it without
+    a stack trace and exit with status 2.
     """

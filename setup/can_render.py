@@ -1,4 +1,4 @@
-"""Exits 0 if SAPIEN can render a picture on this machine; used by system_packages.sh before the package is installed."""
+"""Exits 0 if SAPIEN can render a picture on this machine; system_packages.sh asks it before the package is there."""
 
 import sapien
 
