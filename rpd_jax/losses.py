@@ -1,0 +1,174 @@
+"""Losses of PPO and of the distillation terms: pure functions of arrays and floats.
+
+The student is a Gaussian N(μ, σ²) with a log standard deviation log σ that does not depend on the observation;
+a is an action it took, r the ratio of its new to its old density, a_T a teacher's action for the same observation.
+The objective that is minimised (Jülg et al. 2025) is
+
+    pg_loss − entropy_coef·entropy + value_coef·value_loss + λ·distill_loss.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Algorithm -> its distillation loss (None: no teacher) and the number of teacher samples it takes by default.
+ALGORITHMS = {
+    "ppo": (None, 0),
+    "rpd_mse": ("mse", 1),
+    "rpd_l1": ("l1", 1),
+    "rpd_bc": ("bc", 1),
+    "ppd": ("ppd", 10),
+}
+
+
+def gaussian_log_prob(actions: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
+    """Log density of actions: Σ_dims −(a − μ)²/(2σ²) − log σ − ½ log 2π.
+
+    Args:
+        actions: float [..., A].
+        mean: float [..., A], μ.
+        log_std: float [A], log σ.
+
+    Returns:
+        float [...].
+    """
+    scaled = (actions - mean) * jnp.exp(-log_std)
+    return jnp.sum(-0.5 * jnp.square(scaled) - log_std - 0.5 * math.log(2.0 * math.pi), axis=-1)
+
+
+def gaussian_entropy(log_std: jax.Array) -> jax.Array:
+    """Entropy of the Gaussian: Σ_dims log σ + ½ (1 + log 2π), a scalar of log_std [A]."""
+    return jnp.sum(log_std + 0.5 * (1.0 + math.log(2.0 * math.pi)))
+
+
+def normalize_advantages(advantages: jax.Array, std_floor: float = 0.0) -> jax.Array:
+    """Advantages [B] with zero mean and unit spread: (A − mean) / (max(std, floor) + 1e-8), unbiased std.
+
+    The floor keeps noise of the value function from being blown up to unit scale where no reward has been seen.
+    """
+    spread = jnp.maximum(jnp.std(advantages, ddof=1), std_floor)
+    return (advantages - jnp.mean(advantages)) / (spread + 1e-8)
+
+
+def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip: float) -> jax.Array:
+    """PPO's clipped policy loss: mean of max(−A·r, −A·clip(r, 1 − ε, 1 + ε)) (Schulman et al. 2017, equation 7).
+
+    Args:
+        log_ratio: float [B], log r = new log-prob − old log-prob.
+        advantages: float [B], A.
+        clip: ε.
+
+    Returns:
+        scalar.
+    """
+    ratio = jnp.exp(log_ratio)
+    return jnp.mean(jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1.0 - clip, 1.0 + clip)))
+
+
+def value_loss(values: jax.Array, returns: jax.Array) -> jax.Array:
+    """Squared error of the value function: ½ mean (V − R)², of values and returns [B]."""
+    return 0.5 * jnp.mean(jnp.square(values - returns))
+
+
+def clipped_value_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array, clip: float) -> jax.Array:
+    """Value loss that takes no reward for moving further than ε from the old value.
+
+    ½ mean max((V − R)², (V_old + clip(V − V_old, −ε, ε) − R)²), of values, old values and returns [B].
+    """
+    clipped = old_values + jnp.clip(values - old_values, -clip, clip)
+    return 0.5 * jnp.mean(jnp.maximum(jnp.square(values - returns), jnp.square(clipped - returns)))
+
+
+def approx_kl(log_ratio: jax.Array) -> jax.Array:
+    """Estimate of KL(old ‖ new) from samples of the old policy: mean of (r − 1) − log r, of log_ratio [B].
+
+    Source: http://joschu.net/blog/kl-approx.html, estimator k3.
+    """
+    return jnp.mean(jnp.expm1(log_ratio) - log_ratio)
+
+
+def clip_fraction(log_ratio: jax.Array, clip: float) -> jax.Array:
+    """Share of samples whose ratio is further than ε from one, of log_ratio [B]."""
+    return jnp.mean((jnp.abs(jnp.expm1(log_ratio)) > clip).astype(jnp.float32))
+
+
+def rpd_mse(mean: jax.Array, teacher_actions: jax.Array) -> jax.Array:
+    """RPD-MSE: mean over batch and action dimensions of (μ − a_T)², both [B, A]."""
+    return jnp.mean(jnp.square(mean - teacher_actions))
+
+
+def rpd_l1(mean: jax.Array, teacher_actions: jax.Array) -> jax.Array:
+    """RPD-L1: mean over batch and action dimensions of |μ − a_T|, both [B, A]."""
+    return jnp.mean(jnp.abs(mean - teacher_actions))
+
+
+def rpd_bc(mean: jax.Array, log_std: jax.Array, teacher_actions: jax.Array) -> jax.Array:
+    """RPD-BC: mean over the batch of −log N(a_T; μ, σ²), of mean and actions [B, A] and log_std [A]."""
+    return -jnp.mean(gaussian_log_prob(teacher_actions, mean, log_std))
+
+
+def gaussian_kl(mean: jax.Array, log_std: jax.Array, other_mean: jax.Array, other_std: jax.Array) -> jax.Array:
+    """KL( N(μ, σ²) ‖ N(m, s²) ) = Σ_dims log(s/σ) + (σ² + (μ − m)²) / (2s²) − ½, with *variances* σ², s².
+
+    Args:
+        mean: float [..., A], μ.
+        log_std: float [A], log σ.
+        other_mean: float [..., A], m.
+        other_std: float [..., A], s > 0.
+
+    Returns:
+        float [...].
+    """
+    variance_ratio = jnp.square(jnp.exp(log_std) / other_std)
+    shift = jnp.square((mean - other_mean) / other_std)
+    return 0.5 * jnp.sum(variance_ratio + shift - 1.0 - jnp.log(variance_ratio), axis=-1)
+
+
+def ppd(
+    mean: jax.Array,
+    log_std: jax.Array,
+    log_ratio: jax.Array,
+    teacher_samples: jax.Array,
+    clip: float,
+    std_floor: float = 0.0,
+) -> jax.Array:
+    """Proximal policy distillation: mean of KL( N(μ, σ²) ‖ N(m, s²) ) · max(r, 1 − ε) (Spigler 2024).
+
+    m and s are mean and population standard deviation of the teacher's samples.
+
+    Args:
+        mean: float [B, A], μ.
+        log_std: float [A], log σ.
+        log_ratio: float [B], log r.
+        teacher_samples: float [S, B, A].
+        clip: ε.
+        std_floor: s is at least this; without one, a teacher that repeats itself makes the loss infinite.
+
+    Returns:
+        scalar.
+    """
+    teacher_mean, teacher_std = jnp.mean(teacher_samples, axis=0), jnp.std(teacher_samples, axis=0)
+    kl = gaussian_kl(mean, log_std, teacher_mean, jnp.maximum(teacher_std, std_floor))
+    return jnp.mean(kl * jnp.maximum(jnp.exp(log_ratio), 1.0 - clip))
+
+
+def distillation_loss(
+    kind: str,
+    mean: jax.Array,
+    log_std: jax.Array,
+    log_ratio: jax.Array,
+    teacher_samples: jax.Array,
+    clip: float,
+    std_floor: float = 0.0,
+) -> jax.Array:
+    """The distillation term by its name in `ALGORITHMS`; all but ppd take the first of the samples [S, B, A]."""
+    if kind == "mse":
+        return rpd_mse(mean, teacher_samples[0])
+    if kind == "l1":
+        return rpd_l1(mean, teacher_samples[0])
+    if kind == "bc":
+        return rpd_bc(mean, log_std, teacher_samples[0])
+    if kind == "ppd":
+        return ppd(mean, log_std, log_ratio, teacher_samples, clip, std_floor)
+    raise ValueError(f"{kind!r} is not a distillation loss")
