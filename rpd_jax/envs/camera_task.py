@@ -1,0 +1,182 @@
+"""A ManiSkill task whose only observation camera is the camera that humans watch it through."""
+
+import dataclasses
+import functools
+
+import gymnasium as gym
+import mani_skill.envs  # noqa: F401  (registers the tasks)
+import torch
+from mani_skill.render.shaders import ShaderConfig
+from mani_skill.sensors.camera import CameraConfig
+from mani_skill.utils import sapien_utils
+from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
+
+from rpd_jax.envs.mesh_detail import reduce_mesh_detail
+from rpd_jax.errors import UserError
+from rpd_jax.tasks import find_task
+
+CONTROL_MODE = "pd_ee_delta_pose"
+REWARD_MODES = ("sparse", "normalized_dense")
+CAMERA_NAME = "human_camera"
+
+# The point that a task's human camera looks at, metres; ManiSkill keeps the resulting pose only.
+_LOOK_AT = {"PokeCube-v1": (0.2, 0.2, 0.35), "RollBall-v1": (0.0, 0.13, 0.0)}
+_DEFAULT_LOOK_AT = (0.0, 0.0, 0.35)
+
+# ManiSkill's own transform drops alpha and so gives a strided view, which JAX refuses over DLPack.
+_RGBA_SHADER = ShaderConfig(
+    shader_pack="minimal",
+    texture_names={"Color": ["rgb"]},
+    texture_transforms={"Color": lambda rgba: {"rgba": rgba}},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraChange:
+    """How the observation camera differs from the task's human camera.
+
+    Attributes:
+        eye_offset: metres added to the camera's position, world axes.
+        target_offset: metres added to the point that it looks at.
+        fov: vertical field of view in radians; None keeps the task's (1 rad).
+    """
+
+    eye_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    target_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    fov: float | None = None
+
+
+class _HumanCameraTask:
+    """Mixin over a ManiSkill task class; see `make_task_env`."""
+
+    def __init__(self, *args, image_size: int, look_at, camera_change: CameraChange, mesh_detail: float, **kwargs):
+        self._image_size = image_size
+        self._look_at = look_at
+        self._camera_change = camera_change
+        self._mesh_detail = mesh_detail
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _default_sensor_configs(self):
+        human = super()._default_human_render_camera_configs
+        change = self._camera_change
+        pose = human.pose
+        if any(change.eye_offset) or any(change.target_offset):
+            eye = pose.p[0] + torch.tensor(change.eye_offset)
+            target = torch.tensor(self._look_at) + torch.tensor(change.target_offset)
+            pose = sapien_utils.look_at(eye, target)
+        return [
+            CameraConfig(
+                CAMERA_NAME,
+                pose=pose,
+                width=self._image_size,
+                height=self._image_size,
+                fov=human.fov if change.fov is None else change.fov,
+                near=human.near,
+                far=human.far,
+                shader_config=_RGBA_SHADER,
+            )
+        ]
+
+    @property
+    def _default_human_render_camera_configs(self):
+        return {}
+
+    def _load_scene(self, options: dict):
+        super()._load_scene(options)
+        # Sensors do not see hidden objects; PickCube's goal is one and the policy needs it.
+        self._hidden_objects = []
+        if self._mesh_detail < 1.0:
+            reduce_mesh_detail(self.scene, self._mesh_detail)
+
+    def _setup_sensors(self, options: dict):
+        super()._setup_sensors(options)
+        for name in self._agent_sensor_configs:
+            del self._sensors[name]
+
+    def get_sensor_params(self):
+        return {}
+
+    def _get_obs_agent(self):
+        return super()._get_obs_agent() if self.obs_mode_struct.state else {}
+
+    def _get_obs_extra(self, info: dict):
+        return super()._get_obs_extra(info) if self.obs_mode_struct.state else {}
+
+
+@functools.cache
+def _task_class(env_id: str) -> type:
+    task = REGISTERED_ENVS[env_id].cls
+    return type(f"{task.__name__}ThroughHumanCamera", (_HumanCameraTask, task), {})
+
+
+def make_task_env(
+    env_id: str,
+    image_size: int = 256,
+    reward_mode: str = "sparse",
+    *,
+    num_envs: int = 1,
+    sim_backend: str = "physx_cpu",
+    render_backend: str = "cpu",
+    mesh_detail: float = 1.0,
+    camera: CameraChange | None = None,
+    with_state: bool = True,
+    enhanced_determinism: bool | None = None,
+    max_episode_steps: int | None = None,
+) -> gym.Env:
+    """Makes one ManiSkill environment (batched over `num_envs`) that observes the task through its human camera.
+
+    The picture is what `env.render()` of the unmodified task shows, at `image_size`, goal markers included; no other
+    camera is rendered. Observations are read with `frames(obs)` and `states(obs)`. Actions: float32 [num_envs, 7] in
+    [-1, 1], mode pd_ee_delta_pose. Values returned by `step` are torch tensors [num_envs]; the reward is bool in
+    reward mode sparse.
+
+    Args:
+        env_id: one of rpd_jax.tasks.TASKS.
+        image_size: width and height, pixels.
+        reward_mode: "sparse" (1 on each step that ends in success) or "normalized_dense".
+        num_envs: more than 1 needs `sim_backend="physx_cuda"`.
+        sim_backend, render_backend: ManiSkill's names.
+        mesh_detail: fraction of the robot's triangles kept, in (0, 1]; 1 is exact.
+        camera: change of the view; None is the task's own.
+        with_state: observe the flat privileged state too (joint positions and velocities, tool, goal, objects).
+        enhanced_determinism: episodes after the first follow from the reset seed alone. None: True for one
+            environment. With several, ManiSkill 3.0.1 draws every partial reset from environment 0's seed, which
+            repeats initial states, so there the default is False and torch's global generator decides.
+        max_episode_steps: None is the task's limit.
+
+    Raises:
+        UserError: unknown task, reward mode, or a value out of range.
+    """
+    task = find_task(env_id)
+    if reward_mode not in REWARD_MODES:
+        raise UserError(f"env.reward_mode={reward_mode!r} is not one of {', '.join(map(repr, REWARD_MODES))}.")
+    if not 0.0 < mesh_detail <= 1.0:
+        raise UserError(f"env.mesh_detail={mesh_detail} is not in (0, 1]: 1.0 keeps every triangle of the robot.")
+    if image_size < 1:
+        raise UserError(f"env.image_size={image_size} is not a positive number of pixels.")
+    env = _task_class(env_id)(
+        **REGISTERED_ENVS[env_id].default_kwargs,
+        num_envs=num_envs,
+        obs_mode="rgb+state" if with_state else "rgb",
+        reward_mode=reward_mode,
+        control_mode=CONTROL_MODE,
+        sim_backend=sim_backend,
+        render_backend=render_backend,
+        enhanced_determinism=num_envs == 1 if enhanced_determinism is None else enhanced_determinism,
+        image_size=image_size,
+        look_at=_LOOK_AT.get(env_id, _DEFAULT_LOOK_AT),
+        camera_change=camera or CameraChange(),
+        mesh_detail=mesh_detail,
+    )
+    return TimeLimitWrapper(env, task.max_episode_steps if max_episode_steps is None else max_episode_steps)
+
+
+def frames(obs: dict) -> torch.Tensor:
+    """Returns the observed frames, uint8 [N, H, W, 4] (the fourth channel is alpha), valid until the next step on a GPU."""
+    return obs["sensor_data"][CAMERA_NAME]["rgba"]
+
+
+def states(obs: dict) -> torch.Tensor:
+    """Returns the flat privileged states, float32 [N, D]; needs `with_state=True`."""
+    return obs["state"]

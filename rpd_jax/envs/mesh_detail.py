@@ -1,0 +1,125 @@
+"""Fewer triangles for the software renderer, whose cost is per triangle and not per pixel."""
+
+import hashlib
+
+import fast_simplification
+import numpy as np
+import sapien.render
+
+# Below this a part has nothing to spare: SAPIEN refuses a mesh that collapsed to nothing.
+_KEEP_WHOLE = 300
+
+# Parsed from the original mesh to the simplified shape; clones of a shape share its buffers.
+_simplified: dict[tuple[str, float], sapien.render.RenderShapeTriangleMesh] = {}
+
+
+def reduce_mesh_detail(scene, fraction: float) -> None:
+    """Keeps about `fraction` of the triangles of all robots' visual meshes, and makes a flat ground of two triangles.
+
+    Quadric edge collapse (Garland and Heckbert, 1997) on each part of at least 300 triangles; the result is shaded
+    flat, as the Panda's meshes are. Physics is untouched. Call after loading a scene and before its first picture.
+
+    Args:
+        scene: ManiSkillScene.
+        fraction: in (0, 1).
+    """
+    for articulation in scene.articulations.values():
+        for link in articulation.links:
+            for body in link._objs:
+                _replace_shapes(body.entity, lambda shape: _simplify_shape(shape, fraction))
+    if "ground" in scene.actors:
+        for entity in scene.actors["ground"]._objs:
+            _replace_shapes(entity, _flatten_shape)
+
+
+def _replace_shapes(entity, simplify) -> None:
+    body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
+    if body is None:
+        return
+    replacement = sapien.render.RenderBodyComponent()
+    for shape in body.render_shapes:
+        for part in simplify(shape):
+            replacement.attach(part)
+    replacement.visibility = body.visibility
+    replacement.shading_mode = body.shading_mode
+    replacement.name = body.name
+    entity.remove_component(body)
+    entity.add_component(replacement)
+
+
+def _simplify_shape(shape, fraction: float) -> list:
+    if not isinstance(shape, sapien.render.RenderShapeTriangleMesh):
+        return [shape.clone()]
+    if all(len(part.triangles) < _KEEP_WHOLE or _is_textured(part) for part in shape.parts):
+        return [shape.clone()]
+    simplified = []
+    for part in shape.parts:
+        whole = len(part.triangles) < _KEEP_WHOLE or _is_textured(part)
+        prototype = _simplify_part(part, 1.0 if whole else fraction)
+        clone = prototype.clone()
+        clone.local_pose = shape.local_pose
+        clone.scale = shape.scale
+        clone.name = shape.name
+        simplified.append(clone)
+    return simplified
+
+
+def _is_textured(part) -> bool:
+    material = part.material
+    return material.base_color_texture is not None or material.normal_texture is not None
+
+
+def _simplify_part(part, fraction: float) -> sapien.render.RenderShapeTriangleMesh:
+    material = part.material
+    look = (material.base_color, material.metallic, material.roughness, material.specular)
+    digest = hashlib.sha1(part.vertices.tobytes() + part.triangles.tobytes() + repr(look).encode()).hexdigest()
+    key = (digest, fraction)
+    if key not in _simplified:
+        if fraction == 1.0:
+            arrays = part.vertices, part.triangles, part.get_vertex_normal(), part.get_vertex_uv()
+        else:
+            arrays = _collapse_edges(part.vertices, part.triangles, fraction)
+        _simplified[key] = sapien.render.RenderShapeTriangleMesh(*arrays, material)
+    return _simplified[key]
+
+
+def _collapse_edges(vertices: np.ndarray, triangles: np.ndarray, fraction: float) -> tuple[np.ndarray, ...]:
+    """Returns vertices [3K, 3], triangles [K, 3], normals [3K, 3], uvs [3K, 2] of a flat-shaded mesh."""
+    # Flat shading stores a vertex once per face: without welding there are no shared edges to collapse.
+    _, first, welded = np.unique(
+        np.round(vertices * 1e5).astype(np.int64), axis=0, return_index=True, return_inverse=True
+    )
+    points, faces = fast_simplification.simplify(
+        vertices[first].astype(np.float32),
+        welded.reshape(-1)[triangles].astype(np.int32),
+        target_reduction=1.0 - fraction,
+    )
+    corners = points[faces].astype(np.float32)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = np.linalg.norm(normals, axis=1)
+    corners, normals = corners[area > 0], normals[area > 0] / area[area > 0, None]
+    count = len(corners)
+    return (
+        corners.reshape(-1, 3),
+        np.arange(3 * count, dtype=np.uint32).reshape(-1, 3),
+        np.repeat(normals, 3, axis=0),
+        np.zeros((3 * count, 2), np.float32),
+    )
+
+
+def _flatten_shape(shape) -> list:
+    """Returns the rectangle that a flat rectangular grid spans, texture coordinates extended linearly."""
+    vertices, uvs = shape.parts[0].vertices, shape.parts[0].get_vertex_uv()
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    assert low[2] == high[2], "the ground is not flat"
+    corners = np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]], np.float32)
+    affine, *_ = np.linalg.lstsq(np.c_[vertices[:, :2], np.ones(len(vertices))], uvs, rcond=None)
+    return [
+        sapien.render.RenderShapeTriangleMesh(
+            np.c_[corners, np.full(4, low[2])].astype(np.float32),
+            np.array([[0, 1, 2], [0, 2, 3]], np.uint32),
+            np.tile(np.array([0, 0, 1], np.float32), (4, 1)),
+            (np.c_[corners, np.ones(4)] @ affine).astype(np.float32),
+            shape.parts[0].material,
+        )
+    ]
