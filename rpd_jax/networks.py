@@ -1,0 +1,199 @@
+"""The student: an actor-critic over camera frames, privileged state or both."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rpd_jax.convolution import conv2d, resize_frames
+from rpd_jax.errors import UserError
+from rpd_jax.losses import gaussian_log_prob
+
+OBSERVATIONS = ("rgb", "rgb+state", "state")
+ENCODERS = ("nature", "keypoint")
+
+
+def fan_in_uniform(fan_in: int):
+    """PyTorch's default initialisation of convolutions and dense layers: uniform in ±1/√fan_in."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Conv(nn.Module):
+    """Convolution without padding, [B, H, W, C] -> [B, H', W', features]; PyTorch's default initialisation."""
+
+    features: int
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        channels = images.shape[-1]
+        init = fan_in_uniform(channels * self.size**2)
+        kernel = self.param("kernel", init, (self.size, self.size, channels, self.features))
+        bias = self.param("bias", init, (self.features,))
+        return conv2d(images, kernel, self.stride) + bias.astype(images.dtype)
+
+
+class FanInDense(nn.Module):
+    """Dense layer with PyTorch's default initialisation, [..., C] -> [..., features]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        init = fan_in_uniform(inputs.shape[-1])
+        kernel = self.param("kernel", init, (inputs.shape[-1], self.features))
+        return inputs @ kernel + self.param("bias", init, (self.features,))
+
+
+class NatureEncoder(nn.Module):
+    """Convolutions of the DQN paper (Mnih et al. 2015): pixels in [0, 1] [B, H, W, 3] -> features [B, 256]."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        hidden = pixels.astype(self.dtype)
+        hidden = nn.relu(Conv(32, 8, 4, name="conv1")(hidden))
+        hidden = nn.relu(Conv(64, 4, 2, name="conv2")(hidden))
+        hidden = nn.relu(Conv(64, 3, 1, name="conv3")(hidden))
+        hidden = hidden.reshape(hidden.shape[0], -1).astype(jnp.float32)
+        return nn.relu(FanInDense(256, name="dense")(hidden))
+
+
+class KeypointEncoder(nn.Module):
+    """Convolutions that report where each feature is: pixels in [0, 1] [B, H, W, 3] -> features [B, 256].
+
+    Spatial softmax (Finn et al. 2016): per channel the expected image coordinates in [−1, 1] under the softmax of
+    the activations with a learned temperature, and besides them the largest and the mean activation. Small objects
+    are localised after few samples, where a dense layer over all positions must see each position first.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        hidden = pixels.astype(self.dtype)
+        hidden = nn.relu(Conv(16, 8, 4, name="conv1")(hidden))
+        hidden = nn.relu(Conv(32, 3, 1, name="conv2")(hidden))
+        hidden = Conv(32, 3, 1, name="conv3")(hidden).astype(jnp.float32)
+        batch, height, width, channels = hidden.shape
+        hidden = hidden.reshape(batch, height * width, channels)
+        log_temperature = self.param("log_temperature", nn.initializers.zeros, (channels,))
+        attention = nn.softmax(hidden * jnp.exp(-log_temperature), axis=1)
+        y, x = jnp.meshgrid(jnp.linspace(-1, 1, height), jnp.linspace(-1, 1, width), indexing="ij")
+        coordinates = jnp.stack([x.ravel(), y.ravel()], axis=-1)
+        expected = jnp.einsum("bpc,pk->bck", attention, coordinates).reshape(batch, 2 * channels)
+        features = jnp.concatenate([expected, jnp.max(hidden, axis=1), jnp.mean(hidden, axis=1)], axis=-1)
+        return nn.relu(FanInDense(256, name="dense")(features))
+
+
+class Head(nn.Module):
+    """Dense 512, ReLU, dense `features`; orthogonal initialisation, zero bias: [B, C] -> [B, features]."""
+
+    features: int
+    output_scale: float
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        hidden = nn.relu(nn.Dense(512, kernel_init=nn.initializers.orthogonal(math.sqrt(2.0)), name="hidden")(inputs))
+        init = nn.initializers.orthogonal(self.output_scale)
+        return nn.Dense(self.features, kernel_init=init, name="output")(hidden)
+
+
+class ActorCritic(nn.Module):
+    """Gaussian policy with a state-independent log-std, and a value function, on one encoder.
+
+    Attributes:
+        action_dim: A.
+        observation: what it sees: "rgb", "rgb+state" or "state".
+        encoder: "nature" or "keypoint".
+        image_size: frames are resized to this height and width.
+        initial_log_std: log σ at the start.
+        value_stop_gradient: keep the gradient of the value loss out of the encoder.
+        dtype: of the convolutions.
+    """
+
+    action_dim: int
+    observation: str = "rgb"
+    encoder: str = "nature"
+    image_size: int = 256
+    initial_log_std: float = -0.5
+    value_stop_gradient: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        if self.observation not in OBSERVATIONS:
+            raise ValueError(f"observation={self.observation!r} is not one of {OBSERVATIONS}")
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"encoder={self.encoder!r} is not one of {ENCODERS}")
+        if "rgb" in self.observation:
+            self.image_encoder = {"nature": NatureEncoder, "keypoint": KeypointEncoder}[self.encoder](self.dtype)
+        if self.observation == "rgb+state":
+            self.state_encoder = FanInDense(256)
+        if self.observation == "state":
+            self.trunk = [FanInDense(256), FanInDense(256)]
+        self.actor = Head(self.action_dim, 0.01 * math.sqrt(2.0))
+        self.critic = Head(1, math.sqrt(2.0))
+        self.log_std = self.param("log_std", nn.initializers.constant(self.initial_log_std), (self.action_dim,))
+
+    def __call__(self, rgb: jax.Array | None, state: jax.Array | None = None):
+        """Looks at a batch of observations.
+
+        Args:
+            rgb: uint8 [B, H, W, 3], or None where the student sees the state only.
+            state: float32 [B, D], or None where it sees frames only.
+
+        Returns:
+            μ float32 [B, A], log σ float32 [A], V float32 [B].
+        """
+        if self.observation == "state":
+            features = state
+            for layer in self.trunk:
+                features = nn.tanh(layer(features))
+        else:
+            pixels = resize_frames(rgb, self.image_size).astype(jnp.float32) / 255.0
+            features = self.image_encoder(pixels)
+            if self.observation == "rgb+state":
+                features = jnp.concatenate([features, nn.relu(self.state_encoder(state))], axis=-1)
+        critic_features = jax.lax.stop_gradient(features) if self.value_stop_gradient else features
+        return self.actor(features), self.log_std, self.critic(critic_features)[:, 0]
+
+    def policy_step(self, rgb: jax.Array | None, state: jax.Array | None, key: jax.Array):
+        """Draws actions: [B, A] (not clipped: the environment clips), their log-probs [B] and values [B]."""
+        mean, log_std, value = self(rgb, state)
+        action = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+        return action, gaussian_log_prob(action, mean, log_std), value
+
+    def mean_action(self, rgb: jax.Array | None, state: jax.Array | None = None) -> jax.Array:
+        """The deterministic policy: μ [B, A]."""
+        return self(rgb, state)[0]
+
+    def value(self, rgb: jax.Array | None, state: jax.Array | None = None) -> jax.Array:
+        """The value function: V [B]."""
+        return self(rgb, state)[2]
+
+
+def student_network(config, action_dim: int) -> ActorCritic:
+    """Builds the student that `config.student` describes, for actions of `action_dim` dimensions.
+
+    Raises:
+        UserError: a value that is not among the allowed ones.
+    """
+    student = config.student
+    for field, allowed in (("observation", OBSERVATIONS), ("encoder", ENCODERS), ("dtype", ("float32", "bfloat16"))):
+        if student[field] not in allowed:
+            raise UserError(f"student.{field}={student[field]!r} is not possible: the allowed values are {allowed}.")
+    if "rgb" in student.observation and student.image_size < 36:
+        raise UserError(f"student.image_size={student.image_size} is too small for the encoder: use 36 or more.")
+    return ActorCritic(
+        action_dim=action_dim,
+        observation=student.observation,
+        encoder=student.encoder,
+        image_size=student.image_size,
+        initial_log_std=student.initial_log_std,
+        value_stop_gradient=student.value_stop_gradient,
+        dtype=jnp.dtype(student.dtype),
+    )

@@ -1,0 +1,134 @@
+"""The student's layers, initialisation, observations and policy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from rpd_jax.convolution import conv2d, resize_frames
+from rpd_jax.losses import gaussian_log_prob
+from rpd_jax.networks import ActorCritic
+
+RNG = np.random.default_rng(0)
+FRAMES = RNG.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+STATE = RNG.normal(size=(3, 29)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("height", "channels", "features", "size", "stride"),
+    [(64, 3, 32, 8, 4), (31, 32, 64, 4, 2), (14, 64, 64, 3, 1), (61, 3, 16, 8, 4), (9, 5, 7, 3, 2), (12, 4, 4, 5, 1)],
+)
+def test_convolution_and_its_gradients_are_torchs(height, channels, features, size, stride):
+    images = RNG.normal(size=(2, height, height, channels)).astype(np.float32)
+    kernel = RNG.normal(size=(size, size, channels, features)).astype(np.float32) / size
+    torch_images = torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
+    torch_kernel = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
+    expected = torch.nn.functional.conv2d(torch_images, torch_kernel, stride=stride)
+    cotangent = RNG.normal(size=expected.shape).astype(np.float32)
+    expected.backward(torch.tensor(cotangent))
+    output, vjp = jax.vjp(lambda images, kernel: conv2d(images, kernel, stride), images, kernel)
+    images_grad, kernel_grad = vjp(cotangent.transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(output, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(images_grad, torch_images.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(kernel_grad, torch_kernel.grad.numpy().transpose(2, 3, 1, 0), rtol=1e-4, atol=1e-3)
+
+
+def test_resized_pixel_is_the_mean_over_its_area():
+    frames = np.zeros((1, 4, 4, 3), np.uint8)
+    frames[0, :2, :2, 0] = [[10, 20], [30, 41]]
+    resized = resize_frames(frames, 2)
+    assert resized.dtype == jnp.uint8 and resized.shape == (1, 2, 2, 3)
+    assert resized[0, :, :, 0].tolist() == [[25, 0], [0, 0]]
+    assert resize_frames(frames, 4) is frames
+    flat = np.full((2, 50, 50, 3), 77, np.uint8)
+    np.testing.assert_array_equal(resize_frames(flat, 32), np.full((2, 32, 32, 3), 77))
+
+
+@pytest.mark.parametrize("observation", ["rgb", "rgb+state", "state"])
+@pytest.mark.parametrize("encoder", ["nature", "keypoint"])
+def test_policy_sees_what_the_observation_names(observation, encoder):
+    network = ActorCritic(7, observation, encoder, image_size=64)
+    params = network.init(jax.random.key(0), FRAMES, STATE)
+    mean, log_std, value = network.apply(params, FRAMES, STATE)
+    assert mean.shape == (3, 7) and log_std.shape == (7,) and value.shape == (3,)
+    value_of = lambda frames, state: network.apply(params, frames, state, method=ActorCritic.value)  # noqa: E731
+    assert bool(np.allclose(value_of(255 - FRAMES, STATE), value)) == (observation == "state")
+    assert bool(np.allclose(value_of(FRAMES, STATE + 1), value)) == (observation == "rgb")
+
+
+def test_frames_of_another_size_are_resized_for_the_student():
+    network = ActorCritic(7, image_size=64)
+    params = network.init(jax.random.key(0), FRAMES)
+    large = FRAMES.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(network.apply(params, large)[2], network.apply(params, FRAMES)[2], rtol=1e-5)
+
+
+def test_initialisation_is_the_papers():
+    params = ActorCritic(7, image_size=64).init(jax.random.key(0), FRAMES)["params"]
+    conv = params["image_encoder"]["conv1"]
+    bound = 1 / np.sqrt(8 * 8 * 3)
+    for array in (conv["kernel"], conv["bias"]):
+        assert np.abs(array).max() <= bound
+    assert conv["kernel"].std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+    hidden, output = (params["actor"][name]["kernel"] for name in ("hidden", "output"))
+    np.testing.assert_allclose(hidden @ hidden.T, 2 * np.eye(256), atol=1e-4)
+    np.testing.assert_allclose(output.T @ output, 2e-4 * np.eye(7), atol=1e-7)
+    np.testing.assert_allclose(np.linalg.norm(params["critic"]["output"]["kernel"]), np.sqrt(2), rtol=1e-5)
+    assert not params["critic"]["hidden"]["bias"].any()
+    np.testing.assert_allclose(params["log_std"], -0.5)
+
+
+def test_policy_step_draws_from_the_gaussian_it_reports():
+    network = ActorCritic(7, image_size=64, initial_log_std=-1.2)
+    params = network.init(jax.random.key(0), FRAMES)
+    frames = np.repeat(FRAMES[:1], 400, axis=0)
+    step = jax.jit(lambda key: network.apply(params, frames, None, key, method=ActorCritic.policy_step))
+    action, log_prob, _ = step(jax.random.key(1))
+    mean, log_std, _ = network.apply(params, FRAMES[:1])
+    np.testing.assert_allclose(log_prob, gaussian_log_prob(action, mean, log_std), rtol=1e-4)
+    np.testing.assert_allclose(action.std(axis=0), np.exp(-1.2), rtol=0.15)
+    np.testing.assert_allclose(action.mean(axis=0), mean[0], atol=0.08)
+    np.testing.assert_array_equal(step(jax.random.key(1))[0], action)
+    best = network.apply(params, FRAMES[:1], method=ActorCritic.mean_action)
+    np.testing.assert_array_equal(best, mean)
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_value_gradient_enters_the_encoder_only_if_allowed(stop):
+    network = ActorCritic(7, image_size=64, value_stop_gradient=stop)
+    params = network.init(jax.random.key(0), FRAMES)
+    grads = jax.grad(lambda params: network.apply(params, FRAMES)[2].sum())(params)["params"]
+    assert all(np.any(leaf) != stop for leaf in jax.tree.leaves(grads["image_encoder"]))
+    assert np.any(grads["critic"]["hidden"]["kernel"])
+
+
+def test_keypoints_follow_an_object():
+    """A filter that fires on bright pixels reports the place of a bright square by its first coordinates."""
+    network = ActorCritic(7, encoder="keypoint", image_size=64)
+    params = jax.tree.map(jnp.zeros_like, network.init(jax.random.key(0), FRAMES))
+    encoder = params["params"]["image_encoder"]
+    for name in ("conv1", "conv2", "conv3"):
+        size = encoder[name]["kernel"].shape[0]
+        encoder[name]["kernel"] = encoder[name]["kernel"].at[:, :, 0, 0].set(100.0 / size**2)
+    # The dense layer hands on x and y of channel 0, shifted by one to pass the ReLU.
+    encoder["dense"]["kernel"] = encoder["dense"]["kernel"].at[0, 0].set(1.0).at[1, 1].set(1.0)
+    encoder["dense"]["bias"] = encoder["dense"]["bias"] + 1.0
+
+    def place(row, column):
+        frame = np.zeros((1, 64, 64, 3), np.uint8)
+        frame[0, row : row + 8, column : column + 8] = 255
+        _, captured = network.apply(params, frame, capture_intermediates=True)
+        x, y = captured["intermediates"]["image_encoder"]["__call__"][0][0, :2] - 1.0
+        return float(x), float(y)
+
+    left, right, top, bottom = place(28, 12), place(28, 44), place(12, 28), place(44, 28)
+    assert left[0] < -0.3 < 0.3 < right[0] and left[1] == pytest.approx(right[1], abs=1e-3)
+    assert top[1] < -0.3 < 0.3 < bottom[1] and top[0] == pytest.approx(bottom[0], abs=1e-3)
+
+
+def test_unknown_options_are_errors():
+    with pytest.raises(ValueError, match="observation='depth'"):
+        ActorCritic(7, observation="depth").init(jax.random.key(0), FRAMES)
+    with pytest.raises(ValueError, match="encoder='vit'"):
+        ActorCritic(7, encoder="vit").init(jax.random.key(0), FRAMES)
