@@ -7,7 +7,7 @@ import gymnasium as gym
 import mani_skill.envs  # noqa: F401  (registers the tasks)
 import torch
 from mani_skill.render.shaders import ShaderConfig
-from mani_skill.sensors.camera import CameraConfig
+from mani_skill.sensors.camera import CameraConfig, parse_camera_configs
 from mani_skill.utils import sapien_utils
 from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
 
@@ -58,7 +58,7 @@ class _HumanCameraTask:
 
     @property
     def _default_sensor_configs(self):
-        human = super()._default_human_render_camera_configs
+        (human,) = parse_camera_configs(super()._default_human_render_camera_configs).values()
         change = self._camera_change
         pose = human.pose
         if any(change.eye_offset) or any(change.target_offset):
@@ -173,7 +173,7 @@ def make_task_env(
 
 
 def frames(obs: dict) -> torch.Tensor:
-    """Returns the observed frames, uint8 [N, H, W, 4] (the fourth channel is alpha), valid until the next step on a GPU."""
+    """Returns the observed frames, uint8 [N, H, W, 4] (the fourth is alpha); on a GPU valid until the next step."""
     return obs["sensor_data"][CAMERA_NAME]["rgba"]
 
 

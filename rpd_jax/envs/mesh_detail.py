@@ -9,7 +9,7 @@ import sapien.render
 # Below this a part has nothing to spare: SAPIEN refuses a mesh that collapsed to nothing.
 _KEEP_WHOLE = 300
 
-# Parsed from the original mesh to the simplified shape; clones of a shape share its buffers.
+# One shape per original mesh and fraction; clones of a shape share its buffers.
 _simplified: dict[tuple[str, float], sapien.render.RenderShapeTriangleMesh] = {}
 
 
