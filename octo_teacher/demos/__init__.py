@@ -1,0 +1,1 @@
+"""Demonstrations: scripted experts, recording in ManiSkill's layout, inspection (`python -m octo_teacher.demos`)."""

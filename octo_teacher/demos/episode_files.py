@@ -1,0 +1,199 @@
+"""A demo file on disk: ManiSkill's h5 + json layout, written so that a kill at any moment loses at most one episode.
+
+Each new episode is first a complete small file of its own in `<name>.parts/`. `merge` copies the parts into a new h5
+file and renames it over the old one. The json is derived from the h5 (every group carries its json entry as an
+attribute), so the two cannot disagree for good.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from rpd_jax.errors import UserError
+
+CAMERA = "human_camera"
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One recorded episode of T control steps.
+
+    Attributes:
+        seed: reset seed.
+        success: whether its last step is a success.
+        action_noise: standard deviation of the noise on its executed translations.
+        seconds: wall time that playing it took.
+        rgb: uint8 [T + 1, H, W, 3] frames.
+        env_states: nested dict of float32 [T + 1, ...] simulator states, as ManiSkill's get_state_dict gives them.
+        steps: arrays of length T by dataset name.
+    """
+
+    seed: int
+    success: bool
+    action_noise: float
+    seconds: float
+    rgb: np.ndarray
+    env_states: dict
+    steps: dict[str, np.ndarray]
+
+
+class DemoFile:
+    """An h5 file of demos with its json beside it and its not yet merged parts."""
+
+    def __init__(self, path: Path, header: dict, entries: list[dict]):
+        self.path = path
+        self._header = header
+        self._entries = entries
+
+    @classmethod
+    def open_for_append(cls, path: Path, env_info: dict, camera_info: dict) -> "DemoFile":
+        """Opens a demo file, or starts one; takes over the parts that a killed recording has left.
+
+        Raises:
+            UserError: the file is broken, or was recorded with other options.
+        """
+        path = Path(path)
+        if path.suffix != ".h5":
+            raise UserError(f"The demo file {path} must be named *.h5 (the json goes beside it).")
+        header = {
+            "env_info": env_info,
+            CAMERA: camera_info,
+            "source_type": "scripted",
+            "source_desc": "closed-loop experts on privileged poses; actions are labels, executed_actions were played",
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            recorded = read_json(path)
+            for key in ("env_info", CAMERA):
+                if recorded.get(key) != header[key]:
+                    raise UserError(
+                        f"{path} was recorded with {key} = {recorded.get(key)}, not {header[key]}: "
+                        "use the same options or another --output."
+                    )
+        demos = cls(path, header, _read_entries(path) if path.exists() else [])
+        demos._parts.mkdir(exist_ok=True)
+        demos._adopt_parts()
+        return demos
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def entries(self) -> list[dict]:
+        """The json entries of all episodes, merged or not."""
+        return list(self._entries)
+
+    @property
+    def _parts(self) -> Path:
+        return self.path.with_suffix(".parts")
+
+    def last_seed(self) -> int:
+        """Returns the greatest reset seed in the file, -1 if it is empty."""
+        return max((entry["episode_seed"] for entry in self._entries), default=-1)
+
+    def add(self, episode: Episode) -> None:
+        """Stores one episode durably, as a part."""
+        index = len(self._entries)
+        entry = {
+            "episode_id": index,
+            "episode_seed": episode.seed,
+            "control_mode": self._header["env_info"]["env_kwargs"]["control_mode"],
+            "elapsed_steps": len(episode.steps["actions"]),
+            "reset_kwargs": {"seed": episode.seed, "options": {}},
+            "success": episode.success,
+            "action_noise": episode.action_noise,
+        }
+        part = self._parts / f"{index}.h5"
+        with h5py.File(part.with_suffix(".tmp"), "w") as file:
+            group = file.create_group(f"traj_{index}", track_order=True)
+            group.attrs["episode"] = json.dumps(entry)
+            _write_tree(group, {"obs": {"sensor_data": {CAMERA: {"rgb": episode.rgb}}}})
+            _write_tree(group, episode.steps)
+            _write_tree(group, {"env_states": episode.env_states})
+        os.replace(part.with_suffix(".tmp"), part)
+        self._entries.append(entry)
+
+    def merge(self) -> None:
+        """Moves the parts into the h5 file and writes the json."""
+        parts = [part for part in self._part_files() if int(part.stem) < len(self._entries)]
+        if parts:
+            temporary = self.path.with_suffix(".h5.tmp")
+            if self.path.exists():
+                shutil.copyfile(self.path, temporary)
+            with h5py.File(temporary, "a" if self.path.exists() else "w") as merged:
+                for part in parts:
+                    name = f"traj_{part.stem}"
+                    if name not in merged:
+                        with h5py.File(part, "r") as file:
+                            file.copy(name, merged)
+            os.replace(temporary, self.path)
+        if self._entries:
+            text = json.dumps({**self._header, "commit_info": None, "episodes": self._entries}, indent=2)
+            temporary = self.path.with_suffix(".json.tmp")
+            temporary.write_text(text)
+            os.replace(temporary, self.path.with_suffix(".json"))
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _part_files(self) -> list[Path]:
+        return sorted(self._parts.glob("[0-9]*.h5"), key=lambda part: int(part.stem))
+
+    def _adopt_parts(self) -> None:
+        for part in self._part_files():
+            index = int(part.stem)
+            if index == len(self._entries):
+                with h5py.File(part, "r") as file:
+                    self._entries.append(json.loads(file[f"traj_{index}"].attrs["episode"]))
+            elif index > len(self._entries):
+                part.unlink()
+
+
+def read_json(path: Path) -> dict:
+    """Returns the json beside a demo file; raises UserError if it is missing or malformed."""
+    json_path = Path(path).with_suffix(".json")
+    try:
+        return json.loads(json_path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{json_path} is missing: a demo file needs its json beside it.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{json_path} is not valid json ({error}): record or download it again.") from None
+
+
+def open_h5(path: Path) -> h5py.File:
+    """Opens an h5 file for reading; raises UserError if it is missing or broken."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"The demo file {path} does not exist: record one with 'python -m octo_teacher.demos record'.")
+    try:
+        return h5py.File(path, "r")
+    except OSError:
+        raise UserError(f"{path} is not a readable h5 file: record or download it again.") from None
+
+
+def trajectory_names(file: h5py.File) -> list[str]:
+    """Returns the names traj_0, traj_1, ... that the file holds, in the order of their numbers."""
+    names = [name for name in file if name.startswith("traj_")]
+    return sorted(names, key=lambda name: int(name.removeprefix("traj_")))
+
+
+def _read_entries(path: Path) -> list[dict]:
+    with open_h5(path) as file:
+        names = trajectory_names(file)
+        if all("episode" in file[name].attrs for name in names):
+            return [json.loads(file[name].attrs["episode"]) for name in names]
+    return read_json(path)["episodes"]
+
+
+def _write_tree(group: h5py.Group, tree: dict) -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _write_tree(group.require_group(name), value)
+        elif name == "rgb":
+            # One chunk per frame: random access reads no other frame.
+            group.create_dataset(name, data=value, chunks=(1, *value.shape[1:]), compression="gzip", compression_opts=4)
+        else:
+            group.create_dataset(name, data=value)

@@ -1,0 +1,74 @@
+"""Scripted closed-loop experts that act on privileged poses, in control mode pd_ee_delta_pose.
+
+Every expert is a function of the current poses alone, so the same observation always carries the same label, which is
+what imitation needs. An action component of 1 commands 0.1 m and moves the tool about 0.04 m in one control step;
+where inverse kinematics has no solution the arm does not move at all, so commands are kept inside its reach.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from rpd_jax.errors import UserError
+
+OPEN, CLOSED = 1.0, -1.0
+Poses = Mapping[str, np.ndarray]
+
+
+class Expert(NamedTuple):
+    """A scripted policy and the simulator's objects that it looks at.
+
+    Attributes:
+        actors: attribute names of the task whose poses the policy reads.
+        act: poses by name -> action float32 [7] in [-1, 1]. Each pose is float64 [7]: position in metres (world axes)
+            and quaternion (w, x, y, z). "tcp" is the tool; "fingers" holds the two finger joints, float64 [2], metres.
+    """
+
+    actors: tuple[str, ...]
+    act: Callable[[Poses], np.ndarray]
+
+
+def read_poses(env: gym.Env, expert: Expert) -> dict[str, np.ndarray]:
+    """Returns the poses that `expert` reads from a ManiSkill environment with num_envs=1."""
+    task = env.unwrapped
+    poses = {name: np.asarray(getattr(task, name).pose.raw_pose[0], np.float64) for name in expert.actors}
+    poses["tcp"] = np.asarray(task.agent.tcp.pose.raw_pose[0], np.float64)
+    poses["fingers"] = np.asarray(task.agent.robot.get_qpos()[0, -2:], np.float64)
+    return poses
+
+
+def find_expert(env_id: str) -> Expert:
+    """Returns the expert of a task; raises UserError if the task has none."""
+    if env_id not in EXPERTS:
+        raise UserError(f"There is no scripted expert for {env_id!r}: demos can be recorded of {', '.join(EXPERTS)}.")
+    return EXPERTS[env_id]
+
+
+def _action(translation, gripper: float, rotation=(0.0, 0.0, 0.0)) -> np.ndarray:
+    return np.clip(np.concatenate([translation, rotation, [gripper]]), -1.0, 1.0).astype(np.float32)
+
+
+def _towards(target, tcp) -> np.ndarray:
+    # 0.05 m per unit rather than the 0.04 m that one step moves: no overshoot.
+    return (np.asarray(target) - tcp) / 0.05
+
+
+def push_cube(poses: Poses) -> np.ndarray:
+    """Goes down behind the cube with closed fingers and pushes it along x."""
+    tcp, cube = poses["tcp"][:3], poses["obj"][:3]
+    ahead, aside = cube[0] - tcp[0], cube[1] - tcp[1]
+    # Beyond x = 0.18 m the arm has no solution near the table.
+    forward = np.clip((0.18 - tcp[0]) / 0.1, 0.1, 0.7)
+    if ahead > 0.02 and abs(aside) < 0.025 and tcp[2] < 0.065:
+        return _action([forward, aside / 0.05, (0.03 - tcp[2]) / 0.05], CLOSED)
+    behind_cube = ahead > 0.045 and abs(aside) < 0.03
+    move = _towards([cube[0] - 0.065, cube[1], 0.02 if behind_cube else 0.09], tcp)
+    move[0] = min(move[0], forward)
+    return _action(move, CLOSED)
+
+
+EXPERTS: dict[str, Expert] = {
+    "PushCube-v1": Expert(("obj",), push_cube),
+}
