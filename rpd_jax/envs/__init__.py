@@ -1,0 +1,1 @@
+"""Environments: ManiSkill tasks seen through their human camera, stepped in batches (see vector_env.py)."""

@@ -146,7 +146,7 @@ def make_task_env(
         max_episode_steps: None is the task's limit.
 
     Raises:
-        UserError: unknown task, reward mode, or a value out of range.
+        UserError: unknown task, reward mode, a value out of range, or no Vulkan device to draw with.
     """
     task = find_task(env_id)
     if reward_mode not in REWARD_MODES:
@@ -155,6 +155,7 @@ def make_task_env(
         raise UserError(f"env.mesh_detail={mesh_detail} is not in (0, 1]: 1.0 keeps every triangle of the robot.")
     if image_size < 1:
         raise UserError(f"env.image_size={image_size} is not a positive number of pixels.")
+    _check_renderer()
     env = _task_class(env_id)(
         **REGISTERED_ENVS[env_id].default_kwargs,
         num_envs=num_envs,
@@ -170,6 +171,17 @@ def make_task_env(
         mesh_detail=mesh_detail,
     )
     return TimeLimitWrapper(env, task.max_episode_steps if max_episode_steps is None else max_episode_steps)
+
+
+@functools.cache
+def _check_renderer() -> None:
+    try:
+        sapien.render.RenderSystem()
+    except RuntimeError as error:
+        raise UserError(
+            "No usable Vulkan device to draw camera frames with: install a GPU driver with Vulkan, or Mesa >= 24.3 with"
+            f" its software Vulkan (lavapipe) by running `make setup` (SAPIEN says: {error})."
+        ) from error
 
 
 def frames(obs: dict) -> torch.Tensor:

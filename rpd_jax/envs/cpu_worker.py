@@ -1,0 +1,130 @@
+"""A worker process of CpuVectorEnv: owns some environments, steps them when told, writes into shared arrays.
+
+Started as `python -m rpd_jax.envs.cpu_worker COMMANDS LIFELINE MEMORY` with three inherited file descriptors. Imports
+no JAX. Commands and answers are JSON: {"do": "make" | "attach" | "reset" | "step" | "close", ...} and {"ok": ...} or
+{"error": traceback, "env": index}.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+
+class _Environment:
+    """One environment with same-step auto-reset, writing its row of the shared arrays."""
+
+    def __init__(self, index: int, task_args: dict, ignore_terminations: bool):
+        from rpd_jax.envs.camera_task import CameraChange, make_task_env
+
+        camera = CameraChange(**task_args.pop("camera"))
+        self.index = index
+        self.env = make_task_env(camera=camera, **task_args)
+        self.ignore_terminations = ignore_terminations
+
+    def reset(self, arrays, seed: int | None) -> None:
+        obs, _ = self.env.reset(seed=seed)
+        self._write(obs, arrays.rgb, arrays.state)
+        self.episode_return = 0.0
+        self.success = False
+        self.length = 0
+
+    def step(self, arrays) -> None:
+        row = self.index
+        obs, reward, terminated, truncated, info = self.env.step(np.clip(arrays.action[row], -1.0, 1.0))
+        success = bool(info["success"])
+        self.length += 1
+        self.episode_return += float(reward)
+        self.success |= success
+        arrays.reward[row] = float(reward)
+        arrays.terminated[row] = bool(terminated) and not self.ignore_terminations
+        arrays.truncated[row] = bool(truncated)
+        arrays.success[row] = self.success
+        arrays.success_at_end[row] = success
+        arrays.episode_return[row] = self.episode_return
+        arrays.length[row] = self.length
+        if arrays.terminated[row] or arrays.truncated[row]:
+            self._write(obs, arrays.final_rgb, arrays.final_state)
+            self.reset(arrays, seed=None)
+        else:
+            self._write(obs, arrays.rgb, arrays.state)
+
+    def _write(self, obs, rgb: np.ndarray, state: np.ndarray) -> None:
+        from rpd_jax.envs.camera_task import frames, states
+
+        rgb[self.index] = frames(obs)[0, ..., :3].numpy()
+        state[self.index] = states(obs)[0].numpy()
+
+
+class _Worker:
+    def __init__(self, memory: int):
+        self.memory = memory
+        self.environments: list[_Environment] = []
+        self.current: int | None = None
+
+    def make(self, indices: list[int], task: dict, ignore_terminations: bool) -> dict:
+        import torch
+
+        torch.set_num_threads(1)
+        from rpd_jax.envs.camera_task import states
+
+        for index in indices:
+            self.current = index
+            self.environments.append(_Environment(index, json.loads(json.dumps(task)), ignore_terminations))
+        self.current = indices[0]
+        obs, _ = self.environments[0].env.reset()
+        return {"state_dim": states(obs).shape[1]}
+
+    def attach(self, num_envs: int, image_size: int, state_dim: int) -> None:
+        from rpd_jax.envs.shared_arrays import SharedArrays
+
+        self.arrays = SharedArrays(self.memory, num_envs, image_size, state_dim)
+
+    def reset(self, seeds: list[int]) -> None:
+        for environment in self.environments:
+            self.current = environment.index
+            environment.reset(self.arrays, seeds[environment.index])
+
+    def step(self) -> None:
+        for environment in self.environments:
+            self.current = environment.index
+            environment.step(self.arrays)
+
+
+def _die_with_parent(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os._exit(0)
+
+
+def main(commands: int, lifeline: int, memory: int) -> None:
+    # Ctrl-C reaches the whole process group; the trainer decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    connection = Connection(commands)
+    worker = _Worker(memory)
+    while True:
+        try:
+            command = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        action = command.pop("do")
+        if action == "close":
+            return
+        try:
+            answer = {"ok": getattr(worker, action)(**command)}
+        except Exception as error:
+            kind = type(error).__name__
+            answer = {"error": traceback.format_exc(), "kind": kind, "message": str(error), "env": worker.current}
+        connection.send_bytes(json.dumps(answer).encode())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
+    # Skips the slow and sometimes crashing teardown of the renderer.
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,100 @@
+"""What a batch of environments is; both backends behave alike behind it. Imports no JAX: worker processes read it."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import jax
+
+    Array = jax.Array | np.ndarray
+
+
+class EpisodeMetrics(NamedTuple):
+    """Of the episode that each row is in or has just ended; meaningful in rows that ended. Arrays [N].
+
+    Attributes:
+        success: float32, 1 if any step of the episode was a success.
+        success_at_end: float32, 1 if its last step was.
+        episode_return: float32, undiscounted sum of rewards.
+        length: int32, control steps.
+    """
+
+    success: Array
+    success_at_end: Array
+    episode_return: Array
+    length: Array
+
+
+class Step(NamedTuple):
+    """Outcome of one control step of N environments, same-step auto-reset.
+
+    Attributes:
+        rgb: uint8 [N, H, W, 3]; where an episode ended, the next one's first frame.
+        reward: float32 [N].
+        terminated: bool [N], the task succeeded; may be True together with `truncated`.
+        truncated: bool [N], the episode reached its limit of steps.
+        final_rgb: uint8 [N, H, W, 3], the last frame of the episode in rows that ended; other rows are unspecified.
+        state: float32 [N, D], privileged state that belongs to `rgb`.
+        final_state: float32 [N, D], the one that belongs to `final_rgb`.
+        episode: metrics, meaningful in rows that ended.
+    """
+
+    rgb: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_rgb: Array
+    state: Array
+    final_state: Array
+    episode: EpisodeMetrics
+
+
+class VectorEnv(Protocol):
+    """N environments of one task, stepped together.
+
+    The arrays of the CPU backend are numpy's, those of the GPU backend JAX's on the device. They are never overwritten
+    by later calls.
+
+    Attributes:
+        num_envs: N.
+        image_size: H = W, pixels.
+        action_dim: 7: translation, rotation and gripper.
+        state_dim: D.
+        max_episode_steps: control steps until truncation.
+    """
+
+    num_envs: int
+    image_size: int
+    action_dim: int
+    state_dim: int
+    max_episode_steps: int
+
+    @property
+    def state(self) -> Array:
+        """float32 [N, D], privileged state that belongs to the latest frames."""
+
+    def reset(self, seed: int) -> Array:
+        """Starts an episode everywhere; returns frames uint8 [N, H, W, 3].
+
+        Environment i's whole sequence of episodes follows from `seed` and i (and the actions) alone; only with
+        several environments in one GPU simulation do later episodes depend on when the others ended.
+        """
+
+    def step(self, actions: Array) -> Step:
+        """Applies actions, float32 [N, 7], clipped to [-1, 1], for one control step (50 ms)."""
+
+    def close(self) -> None:
+        """Releases processes and memory; may be called again."""
+
+    def __enter__(self) -> VectorEnv: ...
+
+    def __exit__(self, *exception) -> None: ...
+
+
+def episode_seed(seed: int, index: int) -> int:
+    """Returns the seed in [0, 2**31) of environment `index`, unlike its neighbours' and other runs'."""
+    return int(np.random.SeedSequence((zlib.crc32(b"rpd_jax.envs"), seed, index)).generate_state(1)[0] >> 1)
