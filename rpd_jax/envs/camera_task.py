@@ -5,6 +5,7 @@ import functools
 
 import gymnasium as gym
 import mani_skill.envs  # noqa: F401  (registers the tasks)
+import sapien
 import torch
 from mani_skill.render.shaders import ShaderConfig
 from mani_skill.sensors.camera import CameraConfig, parse_camera_configs

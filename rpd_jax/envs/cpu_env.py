@@ -204,7 +204,7 @@ class _WorkerProcess:
         ours, theirs = socket.socketpair()
         # The worker's read of the lifeline ends when this process is gone, however it went.
         read_end, self._lifeline = os.pipe()
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
         inherited = (theirs.fileno(), read_end, memory)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rpd_jax.envs.cpu_worker", *map(str, inherited)],
