@@ -1,0 +1,405 @@
+"""The learner: one compiled program turns a labelled rollout into a better student."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from ml_collections import ConfigDict
+
+from rpd_jax import losses
+from rpd_jax.advantages import gae
+from rpd_jax.augmentation import random_shift
+from rpd_jax.convolution import resize_frames
+from rpd_jax.errors import UserError
+from rpd_jax.networks import ActorCritic
+from rpd_jax.replay import Replay, add_to_replay
+
+INPUT_TERMS = ("actions", "logprobs", "values", "rewards", "final_values", "teacher_actions")
+LOSS_TERMS = ("pg_loss", "v_loss", "entropy", "distill_loss", "replay_loss", "approx_kl", "grad_norm")
+
+
+@struct.dataclass
+class Rollout:
+    """What T steps of N environments gave, labels included.
+
+    Attributes:
+        rgb: uint8 [T, N, H, W, 3] camera frames, or None where the student sees the state only.
+        state: float32 [T, N, D], or None where it sees frames only.
+        actions: float32 [T, N, A] as drawn by the policy, before the environment clips them.
+        logprobs: float32 [T, N] log density of the actions under the policy that drew them.
+        values: float32 [T, N] value of each observation.
+        rewards: float32 [T, N].
+        dones: bool or float32 [T, N]; dones[t]: an episode ended before step t.
+        next_done: bool or float32 [N], the same flag for the observation after the last step.
+        next_value: float32 [N], value of the observation after the last step.
+        final_values: float32 [T, N], value of the last observation of an episode that ended at step t, else 0.
+        teacher_actions: float32 [S, T, N, A], S labels of each observation, or None.
+    """
+
+    rgb: jax.Array | None
+    state: jax.Array | None
+    actions: jax.Array
+    logprobs: jax.Array
+    values: jax.Array
+    rewards: jax.Array
+    dones: jax.Array
+    next_done: jax.Array
+    next_value: jax.Array
+    final_values: jax.Array
+    teacher_actions: jax.Array | None = None
+
+
+@struct.dataclass
+class LearnerState:
+    """What the learner carries from update to update.
+
+    Attributes:
+        params: parameters of the student.
+        opt_state: Adam's moments.
+        updates: int32, rollouts seen.
+        optimizer_steps: int32, minibatches stepped on.
+    """
+
+    params: dict
+    opt_state: optax.OptState
+    updates: jax.Array
+    optimizer_steps: jax.Array
+
+
+class Learner:
+    """PPO with a distillation term.
+
+    Attributes:
+        network: the student.
+        config: the training config; reads `algorithm`, `ppo` and `distill`.
+        distillation: name of the distillation loss, or None for plain PPO.
+    """
+
+    def __init__(self, network: ActorCritic, config: ConfigDict):
+        """Builds the learner.
+
+        Raises:
+            UserError: an unknown algorithm, or options that contradict each other.
+        """
+        if config.algorithm not in losses.ALGORITHMS:
+            allowed = ", ".join(losses.ALGORITHMS)
+            raise UserError(f"algorithm={config.algorithm!r} is not known: the allowed values are {allowed}.")
+        if bool(config.distill.replay) != bool(config.distill.replay_batch):
+            raise UserError("distill.replay and distill.replay_batch go together: set both, or both to 0.")
+        self.network = network
+        self.config = config
+        self.distillation = losses.ALGORITHMS[config.algorithm][0]
+        self._optimizer = optax.chain(
+            optax.clip_by_global_norm(config.ppo.max_grad_norm), optax.scale_by_adam(eps=config.ppo.adam_eps)
+        )
+        self._update = jax.jit(self._compute_update, donate_argnums=0, static_argnames="per_minibatch")
+        self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
+        self.mean_action = jax.jit(partial(network.apply, method=ActorCritic.mean_action))
+        self.value = jax.jit(partial(network.apply, method=ActorCritic.value))
+        self._resize = jax.jit(self._student_frames)
+
+    @property
+    def num_samples(self) -> int:
+        """Teacher samples that the algorithm takes for each frame."""
+        return (
+            self.config.distill.num_samples
+            if self.distillation == "ppd"
+            else losses.ALGORITHMS[self.config.algorithm][1]
+        )
+
+    @property
+    def uses_replay(self) -> bool:
+        return self.distillation is not None and self.config.distill.replay > 0
+
+    def init(self, key: jax.Array, rgb: jax.Array | None, state: jax.Array | None = None) -> LearnerState:
+        """A fresh student for observations like `rgb` uint8 [B, H, W, 3] and `state` float32 [B, D]."""
+        return self.init_from(jax.jit(self.network.init)(key, rgb, state))
+
+    def init_from(self, params: dict) -> LearnerState:
+        """A learner's state that starts from given parameters."""
+        # Each counter needs a buffer of its own, since the update consumes the state's buffers.
+        return LearnerState(params, self._optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def create_replay(self, action_dim: int, state_dim: int) -> Replay | None:
+        """An empty replay of `distill.replay` frames of what the student sees, or None where replay is off."""
+        if not self.uses_replay:
+            return None
+        size = self.network.image_size
+        return Replay.create(
+            self.config.distill.replay,
+            self.num_samples,
+            action_dim,
+            (size, size, 3) if self.network.sees_frames else None,
+            state_dim if self.network.sees_state else None,
+        )
+
+    def extend_replay(self, replay: Replay | None, rollout: Rollout) -> Replay | None:
+        """Adds a labelled rollout's frames; `replay` is consumed. None stays None."""
+        if replay is None:
+            return None
+        num_frames = rollout.rewards.size
+        frames = states = None
+        if self.network.sees_frames:
+            frames = self._resize(rollout.rgb)
+            frames = frames.reshape(num_frames, *frames.shape[2:])
+        if self.network.sees_state:
+            states = rollout.state.reshape(num_frames, -1)
+        labels = rollout.teacher_actions.reshape(self.num_samples, num_frames, -1)
+        return add_to_replay(replay, frames, states, labels)
+
+    def update(
+        self,
+        state: LearnerState,
+        rollout: Rollout,
+        key: jax.Array,
+        replay: Replay | None = None,
+        distill_coef: float | None = None,
+        replay_coef: float | None = None,
+        learning_rate: float | None = None,
+        permutations: jax.Array | None = None,
+        per_minibatch: bool = False,
+    ) -> tuple[LearnerState, dict]:
+        """Improves the student on a rollout, in one compiled program without a round trip to the host.
+
+        All epochs and minibatches, until a minibatch's approximate KL exceeds `ppo.target_kl`: the update ends before
+        stepping on it. A minibatch whose loss or gradient is not finite ends it too, see `nonfinite_term`.
+
+        Args:
+            state: consumed: its buffers become those of the new state.
+            rollout: T·N must be divisible by `ppo.num_minibatches`.
+            key: JAX random key, for the sample order, the replayed frames and the shifts.
+            replay: labelled frames for the replayed term, if `distill.replay` is on.
+            distill_coef: λ, the weight of the distillation term; default `distill.coef`.
+            replay_coef: weight of the distillation term on replayed frames; default `distill.replay_coef`.
+            learning_rate: default `ppo.learning_rate`. The three may change from call to call without recompilation.
+            permutations: int32 [epochs, T·N], the order of the samples (index t·N + n) in each epoch; default: random.
+            per_minibatch: also return metrics["minibatches"], the terms of each minibatch [epochs·num_minibatches],
+                NaN for those that the target KL skipped.
+
+        Returns:
+            the new state, and scalars: means of the loss terms over the minibatches looked at, `optimizer_steps`
+            taken, `clip_fraction`, `explained_variance`, `advantage_std`, `target_kl_stop` (1 if it ended the update)
+            and, for ppd, `teacher_std_floored`, the share of teacher standard deviations below `distill.std_floor`.
+
+        Raises:
+            UserError: minibatches of unequal size.
+        """
+        num_frames = rollout.rewards.size
+        if num_frames % self.config.ppo.num_minibatches:
+            raise UserError(
+                f"ppo.num_minibatches={self.config.ppo.num_minibatches} does not divide the {num_frames} frames of a "
+                "rollout (ppo.rollout_steps x env.num_envs): choose a divisor."
+            )
+        config = self.config
+        coefs = (
+            config.distill.coef if distill_coef is None else distill_coef,
+            config.distill.replay_coef if replay_coef is None else replay_coef,
+            config.ppo.learning_rate if learning_rate is None else learning_rate,
+        )
+        coefs = tuple(jnp.asarray(coef, jnp.float32) for coef in coefs)
+        if not self.uses_replay:
+            replay = None
+        seen = rollout.replace(
+            rgb=rollout.rgb if self.network.sees_frames else None,
+            state=rollout.state if self.network.sees_state else None,
+        )
+        return self._update(state, seen, key, replay, *coefs, permutations, per_minibatch=per_minibatch)
+
+    def nonfinite_term(self, metrics: dict) -> str | None:
+        """Name of the first term that was NaN or infinite in an update, or None.
+
+        The update ended at that minibatch (or never began, where the rollout itself holds such numbers), so that the
+        parameters are still good.
+        """
+        code = int(metrics["nonfinite"])
+        return (INPUT_TERMS + LOSS_TERMS)[code - 1] if code else None
+
+    def _compute_update(
+        self,
+        state,
+        rollout,
+        key,
+        replay,
+        distill_coef,
+        replay_coef,
+        learning_rate,
+        permutations,
+        *,
+        per_minibatch,
+    ):
+        ppo = self.config.ppo
+        advantages = gae(
+            rollout.rewards,
+            rollout.values,
+            rollout.dones,
+            rollout.next_value,
+            rollout.next_done,
+            rollout.final_values,
+            ppo.gamma,
+            ppo.gae_lambda,
+            ppo.finite_horizon,
+        )
+        num_frames = advantages.size
+        samples = {
+            "rgb": self._student_frames(rollout.rgb) if "rgb" in self.network.observation else None,
+            "state": rollout.state if "state" in self.network.observation else None,
+            "actions": rollout.actions,
+            "logprobs": rollout.logprobs,
+            "values": rollout.values,
+            "advantages": advantages,
+            "returns": advantages + rollout.values,
+        }
+        samples = jax.tree.map(lambda x: x.reshape(num_frames, *x.shape[2:]), samples)
+        if self.distillation is not None and rollout.teacher_actions is not None:
+            labels = rollout.teacher_actions
+            samples["labels"] = labels.reshape(labels.shape[0], num_frames, -1).swapaxes(0, 1)
+
+        order_key, step_key = jax.random.split(key)
+        if permutations is None:
+            epoch_keys = jax.random.split(order_key, ppo.update_epochs)
+            permutations = jax.vmap(lambda key: jax.random.permutation(key, num_frames))(epoch_keys)
+        num_steps = ppo.update_epochs * ppo.num_minibatches
+        indices = permutations.reshape(num_steps, num_frames // ppo.num_minibatches)
+
+        def loss_fn(params, batch, replayed):
+            return self._loss(params, batch, replayed, distill_coef, replay_coef)
+
+        def run_minibatch(params, opt_state, indices, key):
+            replay_key, shift_key, replay_shift_key = jax.random.split(key, 3)
+            batch = jax.tree.map(lambda x: x[indices], samples)
+            replayed = None
+            if replay is not None:
+                places = replay.sample_indices(replay_key, self.config.distill.replay_batch)
+                replayed = jax.tree.map(
+                    lambda x: x[places], {"rgb": replay.frames, "state": replay.states, "labels": replay.labels}
+                )
+                # Nothing to learn from an empty ring.
+                replayed["weight"] = (replay.count > 0).astype(jnp.float32)
+                if replay.frames is not None:
+                    replayed["rgb"] = random_shift(replay_shift_key, replayed["rgb"], self.config.distill.augment)
+            if self.config.distill.augment_ppo and batch["rgb"] is not None:
+                batch["rgb"] = random_shift(shift_key, batch["rgb"], self.config.distill.augment)
+            (_, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, replayed)
+            terms["grad_norm"] = optax.global_norm(grads)
+            nonfinite = _first_nonfinite([terms[name] for name in LOSS_TERMS], len(INPUT_TERMS))
+            exceeded = terms["approx_kl"] > ppo.target_kl if ppo.target_kl else jnp.zeros((), bool)
+
+            def step():
+                updates, new_opt_state = self._optimizer.update(grads, opt_state, params)
+                return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), new_opt_state
+
+            stop = exceeded | (nonfinite > 0)
+            params, opt_state = jax.lax.cond(stop, lambda: (params, opt_state), step)
+            return params, opt_state, stop, nonfinite, terms
+
+        def skip_minibatch(params, opt_state, indices, key):
+            skipped = {name: jnp.full((), jnp.nan) for name in ("loss", *LOSS_TERMS, "clip_fraction")}
+            return params, opt_state, jnp.ones((), bool), jnp.zeros((), jnp.int32), skipped
+
+        def minibatch_step(carry, inputs):
+            params, opt_state, stopped, nonfinite = carry
+            params, opt_state, stop, new_nonfinite, terms = jax.lax.cond(
+                stopped, skip_minibatch, run_minibatch, params, opt_state, *inputs
+            )
+            looked_at, stepped = ~stopped, ~stop
+            carry = params, opt_state, stop, jnp.maximum(nonfinite, new_nonfinite)
+            return carry, (terms, looked_at, stepped)
+
+        nonfinite = _first_nonfinite([getattr(rollout, name) for name in INPUT_TERMS], 0)
+        carry = state.params, state.opt_state, nonfinite > 0, nonfinite
+        carry, (terms, looked_at, stepped) = jax.lax.scan(
+            minibatch_step, carry, (indices, jax.random.split(step_key, num_steps))
+        )
+        params, opt_state, stopped, nonfinite = carry
+        num_looked_at = jnp.maximum(jnp.sum(looked_at), 1)
+        metrics = {name: jnp.sum(jnp.where(looked_at, term, 0.0)) / num_looked_at for name, term in terms.items()}
+        returns = samples["returns"]
+        metrics |= {
+            "optimizer_steps": jnp.sum(stepped),
+            "explained_variance": 1.0 - jnp.var(returns - samples["values"]) / jnp.maximum(jnp.var(returns), 1e-12),
+            "advantage_std": jnp.std(advantages),
+            "target_kl_stop": (stopped & (nonfinite == 0)).astype(jnp.float32),
+            "nonfinite": nonfinite,
+        }
+        if self.distillation == "ppd" and "labels" in samples:
+            floored = jnp.std(samples["labels"], axis=1) < self.config.distill.std_floor
+            metrics["teacher_std_floored"] = jnp.mean(floored.astype(jnp.float32))
+        if per_minibatch:
+            metrics["minibatches"] = terms
+        new_state = LearnerState(
+            params=params,
+            opt_state=opt_state,
+            updates=state.updates + 1,
+            optimizer_steps=state.optimizer_steps + metrics["optimizer_steps"],
+        )
+        return new_state, metrics
+
+    def _student_frames(self, rgb):
+        """Frames [T, N, H, W, 3] at the student's size; one step at a time, as a float copy of all would be large."""
+        if rgb.shape[2] == rgb.shape[3] == self.network.image_size:
+            return rgb
+        return jax.lax.map(lambda frames: resize_frames(frames, self.network.image_size), rgb)
+
+    def _loss(self, params, batch, replayed, distill_coef, replay_coef):
+        ppo = self.config.ppo
+        size = batch["actions"].shape[0]
+        rgb, state = batch["rgb"], batch["state"]
+        if replayed is not None:
+            # One pass through the network for both kinds of frames.
+            rgb = None if rgb is None else jnp.concatenate([rgb, replayed["rgb"]])
+            state = None if state is None else jnp.concatenate([state, replayed["state"]])
+        means, log_std, values = self.network.apply(params, rgb, state)
+        mean, value = means[:size], values[:size]
+
+        log_ratio = losses.gaussian_log_prob(batch["actions"], mean, log_std) - batch["logprobs"]
+        advantages = batch["advantages"]
+        if ppo.normalize_advantages:
+            advantages = losses.normalize_advantages(advantages, ppo.advantage_std_floor)
+        pg_loss = losses.clipped_surrogate(log_ratio, advantages, ppo.clip)
+        if ppo.clip_value_loss:
+            v_loss = losses.clipped_value_loss(value, batch["values"], batch["returns"], ppo.clip)
+        else:
+            v_loss = losses.value_loss(value, batch["returns"])
+        entropy = losses.gaussian_entropy(log_std)
+        loss = pg_loss - ppo.entropy_coef * entropy + ppo.value_coef * v_loss
+
+        distill_loss = replay_loss = jnp.zeros(())
+        if "labels" in batch:
+            distill_loss = self._distillation_loss(mean, log_std, log_ratio, batch["labels"])
+            loss = loss + distill_coef * distill_loss
+        if replayed is not None:
+            replay_mean = means[size:]
+            # The policy that met these frames is gone: PPD's ratio is taken as one.
+            no_ratio = jnp.zeros(replay_mean.shape[0])
+            replay_loss = self._distillation_loss(replay_mean, log_std, no_ratio, replayed["labels"])
+            replay_loss = replayed["weight"] * replay_loss
+            loss = loss + replay_coef * replay_loss
+        return loss, {
+            "loss": loss,
+            "pg_loss": pg_loss,
+            "v_loss": v_loss,
+            "entropy": entropy,
+            "distill_loss": distill_loss,
+            "replay_loss": replay_loss,
+            "approx_kl": losses.approx_kl(jax.lax.stop_gradient(log_ratio)),
+            "clip_fraction": losses.clip_fraction(jax.lax.stop_gradient(log_ratio), ppo.clip),
+        }
+
+    def _distillation_loss(self, mean, log_std, log_ratio, labels):
+        """The algorithm's distillation term for labels [B, S, A]."""
+        samples = labels.swapaxes(0, 1)
+        floor = self.config.distill.std_floor
+        return losses.distillation_loss(
+            self.distillation, mean, log_std, log_ratio, samples, self.config.ppo.clip, floor
+        )
+
+
+def _first_nonfinite(terms, offset):
+    """int32: 1 + offset + index of the first term that is not finite everywhere, 0 if all are (None: finite)."""
+    code = jnp.zeros((), jnp.int32)
+    for index, term in reversed(list(enumerate(terms))):
+        if term is not None:
+            code = jnp.where(jnp.all(jnp.isfinite(term)), code, offset + index + 1)
+    return code

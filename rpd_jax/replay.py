@@ -1,0 +1,85 @@
+"""A ring of old frames with the teacher's labels, kept on the device."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Replay:
+    """The last `capacity` frames and their labels; a pytree of device arrays, so that checkpoints can hold it.
+
+    A label belongs to an observation and not to a policy: it stays right when the student has moved on.
+
+    Attributes:
+        frames: uint8 [capacity, H, W, 3], or None where the student sees no frames.
+        states: float32 [capacity, D], or None.
+        labels: float32 [capacity, S, A], S teacher samples for each frame.
+        count: int32, frames added so far; the newest one lies at (count − 1) mod capacity.
+    """
+
+    frames: jax.Array | None
+    states: jax.Array | None
+    labels: jax.Array
+    count: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        return self.labels.shape[0]
+
+    @classmethod
+    def create(
+        cls,
+        capacity: int,
+        num_samples: int,
+        action_dim: int,
+        frame_shape: tuple[int, ...] | None = None,
+        state_dim: int | None = None,
+    ) -> "Replay":
+        """An empty ring for frames of `frame_shape` (H, W, 3) and states of `state_dim` numbers."""
+        return cls(
+            frames=None if frame_shape is None else jnp.zeros((capacity, *frame_shape), jnp.uint8),
+            states=None if state_dim is None else jnp.zeros((capacity, state_dim), jnp.float32),
+            labels=jnp.zeros((capacity, num_samples, action_dim), jnp.float32),
+            count=jnp.zeros((), jnp.int32),
+        )
+
+    def sample_indices(self, key: jax.Array, num: int) -> jax.Array:
+        """Uniform random places of `num` filled slots, int32 [num]; zeros while the ring is empty."""
+        filled = jnp.minimum(self.count, self.capacity)
+        return jax.random.randint(key, (num,), 0, jnp.maximum(filled, 1))
+
+
+@partial(jax.jit, donate_argnames="replay")
+def add_to_replay(replay: Replay, frames: jax.Array | None, states: jax.Array | None, labels: jax.Array) -> Replay:
+    """Writes B frames over the oldest ones, in place: `replay` must not be used afterwards.
+
+    Args:
+        replay: the ring.
+        frames: uint8 [B, H, W, 3] of the ring's size, or None.
+        states: float32 [B, D], or None.
+        labels: float32 [S, B, A].
+
+    Raises:
+        ValueError: more frames than the ring holds.
+    """
+    num = labels.shape[1]
+    if num > replay.capacity:
+        raise ValueError(f"{num} frames do not fit into a replay of {replay.capacity}")
+    start = replay.count % replay.capacity
+    slots = (start + jnp.arange(num)) % replay.capacity
+
+    def write(ring, rows):
+        return None if ring is None else ring.at[slots].set(rows)
+
+    return replay.replace(
+        frames=write(replay.frames, frames),
+        states=write(replay.states, states),
+        labels=write(replay.labels, labels.swapaxes(0, 1)),
+        # Kept below 2·capacity, so that a long run does not overflow it.
+        count=jnp.where(
+            replay.count + num >= 2 * replay.capacity, replay.count + num - replay.capacity, replay.count + num
+        ),
+    )
