@@ -1,0 +1,150 @@
+"""Image encoders that turn frames into a grid of features: convolutional stems and plain patches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rpd_jax.errors import UserError
+
+
+def normalize_images(images: jax.Array, kind: str) -> jax.Array:
+    """Scales uint8 images [..., C] to float32: "default" to [-1, 1], "imagenet" by ImageNet's mean and deviation."""
+    images = images.astype(jnp.float32)
+    if kind == "default":
+        return images / 127.5 - 1.0
+    if kind == "imagenet":
+        repeats = images.shape[-1] // 3
+        mean = jnp.tile(jnp.array([0.485, 0.456, 0.406]), repeats)
+        std = jnp.tile(jnp.array([0.229, 0.224, 0.225]), repeats)
+        return (images / 255.0 - mean) / std
+    raise UserError(f"img_norm_type={kind!r} is not implemented: known are default, imagenet.")
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Convolution of x [B, H, W, C] with kernel [kh, kw, C, F] and zero padding on every side."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class InputConv(nn.Module):
+    """A convolution with bias, the kernel optionally weight-standardised at every use (Qiao et al. 2019).
+
+    Standardised: per output channel over (kh, kw, in), (kernel - mean) / (population deviation + 1e-5).
+
+    With `constant` [C2], called on x [B, H, W, C1] as if x had C2 more channels of these constant values: their part of
+    the result is the same for every image, so it is convolved once. The sum is exact, borders included.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    padding: int
+    standardize: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, constant: jax.Array | None = None) -> jax.Array:
+        channels = x.shape[-1] + (0 if constant is None else constant.shape[-1])
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.standardize:
+            kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
+            kernel = kernel / (jnp.std(kernel, axis=(0, 1, 2)) + 1e-5)
+        kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
+        y = conv2d(x, kernel[:, :, : x.shape[-1]], self.stride, self.padding)
+        if constant is not None:
+            plane = jnp.broadcast_to(constant.astype(self.dtype), (1, *x.shape[1:3], constant.shape[-1]))
+            y = y + conv2d(plane, kernel[:, :, x.shape[-1] :], self.stride, self.padding)
+        return y + bias.astype(self.dtype)
+
+
+class StdConv(InputConv):
+    """Weight-standardised convolution; its own name because parameters are stored under it."""
+
+    standardize: bool = True
+
+
+class FilmConditioning(nn.Module):
+    """x * (1 + a(c)) + b(c) for feature maps x [B, H, W, C] and conditions c [B, D]."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        zeros = nn.initializers.zeros
+        scale = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=zeros, bias_init=zeros)(condition)
+        shift = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=zeros, bias_init=zeros)(condition)
+        return x * (1 + scale[:, None, None]) + shift[:, None, None]
+
+
+class SmallStem(nn.Module):
+    """Convolutions with GroupNorm and ReLU, then patches (Xiao et al. 2021).
+
+    Called with uint8 images [B, H, W, C]; `constant_channels` more channels of zeros are understood behind them.
+    Returns [B, H / patch_size, W / patch_size, num_features].
+    """
+
+    use_film: bool = False
+    patch_size: int = 32
+    kernel_sizes: tuple[int, ...] = (3, 3, 3, 3)
+    strides: tuple[int, ...] = (2, 2, 2, 2)
+    features: tuple[int, ...] = (32, 96, 192, 384)
+    padding: tuple[int, ...] = (1, 1, 1, 1)
+    num_features: int = 512
+    img_norm_type: str = "default"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, constant_channels: int = 0, condition: jax.Array | None = None) -> jax.Array:
+        x = normalize_images(images, self.img_norm_type)
+        constant = normalize_images(jnp.zeros(constant_channels), self.img_norm_type) if constant_channels else None
+        layers = zip(self.features, self.kernel_sizes, self.strides, self.padding, strict=False)
+        for features, kernel_size, stride, padding in layers:
+            x = StdConv(features, kernel_size, stride, padding, dtype=self.dtype)(x, constant)
+            x = nn.relu(nn.GroupNorm(dtype=self.dtype)(x))
+            constant = None
+        patch = self.patch_size // 16
+        x = InputConv(self.num_features, patch, patch, 0, False, dtype=self.dtype, name="embedding")(x, constant)
+        return _apply_film(self, x, condition)
+
+
+class SmallStem16(SmallStem):
+    """SmallStem with patches of 16 pixels."""
+
+    patch_size: int = 16
+
+
+class SmallStem32(SmallStem):
+    """SmallStem with patches of 32 pixels."""
+
+
+class PatchEncoder(nn.Module):
+    """One linear layer per patch; arguments and shapes as SmallStem."""
+
+    use_film: bool = False
+    patch_size: int = 32
+    num_features: int = 512
+    img_norm_type: str = "default"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, constant_channels: int = 0, condition: jax.Array | None = None) -> jax.Array:
+        x = normalize_images(images, self.img_norm_type)
+        constant = normalize_images(jnp.zeros(constant_channels), self.img_norm_type) if constant_channels else None
+        x = InputConv(
+            self.num_features, self.patch_size, self.patch_size, 0, False, dtype=self.dtype, name="embedding"
+        )(x, constant)
+        return _apply_film(self, x, condition)
+
+
+def _apply_film(encoder: SmallStem | PatchEncoder, x: jax.Array, condition: jax.Array | None) -> jax.Array:
+    if encoder.use_film != (condition is not None):
+        raise UserError("use_film and task_film_keys of an image tokenizer must be given together.")
+    return x if condition is None else FilmConditioning(dtype=encoder.dtype)(x, condition)
+
+
+ENCODERS = {cls.__name__: cls for cls in (SmallStem, SmallStem16, SmallStem32, PatchEncoder)}
