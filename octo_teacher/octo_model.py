@@ -356,15 +356,16 @@ def check_statistics(statistics: Data, normalization_type: NormalizationType) ->
 def unnormalize(actions: jax.Array, statistics: Data, normalization_type: NormalizationType) -> jax.Array:
     """Maps normalised actions [..., action_dim] back, and cuts them to the length of the statistics.
 
+    Takes what `check_statistics` returns.
+
     NORMAL: a * std + mean. BOUNDS: (a + 1) * (p99 - p01) / 2 + p01. Where the mask is False, a stays. Not clipped.
     """
-    entries = check_statistics(statistics, normalization_type)
-    actions = actions[..., : len(entries["mask"])]
+    actions = actions[..., : len(statistics["mask"])]
     if normalization_type == NormalizationType.NORMAL:
-        mapped = actions * entries["std"] + entries["mean"]
+        mapped = actions * statistics["std"] + statistics["mean"]
     else:
-        mapped = (actions + 1) * (entries["p99"] - entries["p01"]) / 2 + entries["p01"]
-    return jnp.where(entries["mask"], mapped, actions)
+        mapped = (actions + 1) * (statistics["p99"] - statistics["p01"]) / 2 + statistics["p01"]
+    return jnp.where(statistics["mask"], mapped, actions)
 
 
 def check_shapes(data: Data, example: Data, kind: str, skip: int) -> None:

@@ -1,0 +1,286 @@
+"""An Octo model as a teacher: labels camera frames with actions, as fast as the device allows."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+
+from octo_teacher.action_heads import DiffusionActionHead, SamplingNoise
+from octo_teacher.octo_model import NormalizationType, OctoModel, check_statistics, unnormalize
+from octo_teacher.octo_module import OctoModule, Prefix
+from octo_teacher.tokenizers import ImageTokenizer, matching_keys
+from rpd_jax.errors import UserError
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+MAX_CHUNK = 256
+# On a CPU larger batches only fall out of the cache.
+CPU_CHUNK = 32
+
+
+class OctoTeacher:
+    """Labels frames of one camera with the first action of the chunk that Octo predicts.
+
+    What does not depend on the frame is computed once per instruction: T5, and the keys and values of the language
+    prefix in every layer. What nobody reads is not computed: of the last layer only the readout row. Goal images are
+    constant black: their share of the first convolution is computed once per batch. All samples of a frame share one
+    transformer pass.
+
+    Actions are un-normalised with the checkpoint's statistics and clipped to [-1, 1]. They mean what the demos meant that
+    the checkpoint was trained on; for ManiSkill's pd_ee_delta_pose: translation, rotation, gripper with +1 = open.
+
+    Args:
+        model: the model.
+        dataset: whose statistics un-normalise; not needed if the model has statistics of one dataset, or none.
+        normalization_type: how the model's actions were normalised.
+        camera: observation key of the frames; "image_primary", or the model's first image, if None.
+        chunk_size: frames per pass through the network, which bounds memory; chosen from the device's memory if None.
+        precision: "float32", or "bfloat16" for tokenizers and transformer.
+
+    Raises:
+        UserError: statistics or camera cannot be chosen.
+    """
+
+    def __init__(
+        self,
+        model: OctoModel,
+        *,
+        dataset: str | None = None,
+        normalization_type: NormalizationType = NormalizationType.NORMAL,
+        camera: str | None = None,
+        chunk_size: int | None = None,
+        precision: str = "float32",
+    ):
+        if precision not in PRECISIONS:
+            raise UserError(f"precision={precision!r} is not known: known are {', '.join(PRECISIONS)}.")
+        self.model = model
+        self.camera = _choose_camera(model, camera)
+        self.image_size = model.example_batch["observation"][self.camera].shape[2:4]
+        self.chunk_size = _default_chunk(model, self.image_size) if chunk_size is None else chunk_size
+        if self.chunk_size < 1:
+            raise UserError(f"chunk_size={chunk_size} must be at least 1.")
+        self._normalization_type = NormalizationType(normalization_type)
+        statistics = choose_statistics(model.dataset_statistics, dataset)
+        self._statistics = None if statistics is None else check_statistics(statistics, self._normalization_type)
+        dtype = PRECISIONS[precision]
+        self._module = with_dtype(model.module, dtype)
+        self._params = cast_weights(model.params, dtype)
+        self._tasks: dict[str, tuple[Prefix, dict[str, Any]]] = {}
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, **kwargs: Any) -> "OctoTeacher":
+        """Loads a teacher from a checkpoint folder or hf://owner/name; `kwargs` as for the class."""
+        return cls(OctoModel.load_pretrained(checkpoint), **kwargs)
+
+    def act(self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1) -> jax.Array:
+        """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
+
+        Frames of another size than the model's are resized on the device (antialiased). The actions of frame i depend
+        on that frame, `instruction`, `num_samples`, `key` and i only: not on the other frames, nor on the chunk size.
+
+        Args:
+            rgb: uint8 [B, H, W, 3].
+            instruction: the sentence that all frames share.
+            key: random key of the samples.
+            num_samples: S.
+
+        Returns:
+            float32 [S, B, action_dim] in [-1, 1].
+        """
+        if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
+            raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
+        if self._params is None:
+            raise UserError("This teacher was closed: load it again.")
+        prefix, tasks = self._encode(instruction)
+        label = partial(
+            _label,
+            self._module,
+            self.camera,
+            self.image_size,
+            num_samples,
+            self._normalization_type,
+            self._params,
+            prefix,
+            tasks,
+            self._statistics,
+        )
+        total = rgb.shape[0]
+        labels = []
+        for start in range(0, total, self.chunk_size):
+            count = min(self.chunk_size, total - start)
+            size = self.padded_size(count)
+            labels.append(label(_rows(rgb, start, size), key, np.int32(start))[:, :count])
+        return jnp.concatenate(labels, axis=1) if len(labels) > 1 else labels[0]
+
+    def padded_size(self, count: int) -> int:
+        """The compiled batch size that `count` frames run under: a power of two, or the chunk size."""
+        return min(self.chunk_size, 1 << (count - 1).bit_length())
+
+    def close(self) -> None:
+        """Releases weights and caches."""
+        self._params = None
+        self._tasks.clear()
+
+    def _encode(self, instruction: str) -> tuple[Prefix, dict[str, Any]]:
+        if instruction not in self._tasks:
+            tasks = self.model.create_tasks(texts=[instruction])
+            # Goal images stay out: a missing goal is the black image that would be there.
+            tasks = {name: tasks[name] for name in ("language_instruction", "pad_mask_dict")}
+            tasks["pad_mask_dict"] = {"language_instruction": tasks["pad_mask_dict"]["language_instruction"]}
+            tasks = jax.tree.map(jnp.asarray, tasks)
+            self._tasks[instruction] = _encode_prefix(self._module, self._params, tasks), tasks
+        return self._tasks[instruction]
+
+
+def choose_statistics(statistics: Mapping[str, Any] | None, dataset: str | None) -> Mapping[str, Any] | None:
+    """Returns the action statistics of a dataset; those of the only one if `dataset` is None; None if there are none.
+
+    Raises:
+        UserError: no such dataset, or several to choose from.
+    """
+    if not statistics:
+        return None
+    if "action" in statistics and dataset is None:
+        return statistics["action"]
+    names = [name for name, entry in statistics.items() if isinstance(entry, Mapping) and "action" in entry]
+    if dataset is None and len(names) == 1:
+        return statistics[names[0]]["action"]
+    if dataset not in names:
+        raise UserError(
+            f"The checkpoint has action statistics of {', '.join(names) or 'no dataset'}; dataset={dataset!r} "
+            "is not one of them."
+        )
+    return statistics[dataset]["action"]
+
+
+def with_dtype(module: OctoModule, dtype: Any) -> OctoModule:
+    """Returns the same network computing tokenizers and transformer in `dtype`."""
+    transformer = module.octo_transformer
+    return module.clone(
+        octo_transformer=transformer.clone(
+            dtype=dtype,
+            observation_tokenizers=FrozenDict(
+                {name: tokenizer.clone(dtype=dtype) for name, tokenizer in transformer.observation_tokenizers.items()}
+            ),
+            task_tokenizers=FrozenDict(
+                {name: tokenizer.clone(dtype=dtype) for name, tokenizer in transformer.task_tokenizers.items()}
+            ),
+        )
+    )
+
+
+def cast_weights(params: Mapping[str, Any], dtype: Any) -> Mapping[str, Any]:
+    """Returns `params` with the matrices of the transformer in `dtype`; norms, biases, convolutions and heads stay."""
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        is_matrix = path[-1].key == "kernel" and leaf.ndim in (2, 3)
+        return leaf.astype(dtype) if path[0].key == "octo_transformer" and is_matrix else leaf
+
+    return params if dtype == jnp.float32 else jax.tree_util.tree_map_with_path(cast, params)
+
+
+def frame_noise(key: jax.Array, frames: jax.Array, num_samples: int, head: DiffusionActionHead) -> SamplingNoise:
+    """The random numbers with which frame number `frames[i]` is sampled; frames int [B]."""
+    steps, size = head.diffusion_steps, head.action_horizon * head.action_dim
+
+    def draw(frame: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, frame), (steps + 1, num_samples, 1, size))
+
+    noise = jax.vmap(draw, out_axes=2)(frames)
+    return SamplingNoise(noise[0], noise[1:])
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_prefix(module: OctoModule, params: Any, tasks: Any) -> Prefix:
+    return module.apply({"params": params}, tasks, method="encode_prefix")
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _label(
+    module: OctoModule,
+    camera: str,
+    image_size: tuple[int, int],
+    num_samples: int,
+    normalization_type: NormalizationType,
+    params: Any,
+    prefix: Prefix,
+    tasks: Any,
+    statistics: Any,
+    rgb: jax.Array,
+    key: jax.Array,
+    start: jax.Array,
+) -> jax.Array:
+    batch = rgb.shape[0]
+    if rgb.shape[1:3] != tuple(image_size):
+        resized = jax.image.resize(rgb.astype(jnp.float32), (batch, *image_size, 3), "bilinear", antialias=True)
+        rgb = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+    head = module.heads["action"]
+    noise = None
+    if isinstance(head, DiffusionActionHead):
+        noise = frame_noise(key, start + jnp.arange(batch), num_samples, head)
+    actions = module.apply(
+        {"params": params},
+        {camera: rgb[:, None]},
+        jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), tasks),
+        jnp.ones((batch, 1), bool),
+        prefix=prefix,
+        readout_only=True,
+        sample_shape=(num_samples,),
+        embodiment_action_dim=None if statistics is None else len(statistics["mask"]),
+        rng=jax.random.fold_in(key, start),
+        noise=noise,
+        method="sample_actions",
+    )[:, :, 0]
+    if statistics is not None:
+        actions = unnormalize(actions, statistics, normalization_type)
+    return jnp.clip(actions, -1.0, 1.0)
+
+
+def _rows(rgb: jax.Array | np.ndarray, start: int, size: int) -> jax.Array:
+    """Rows start .. start + size of rgb, its last row repeated beyond its end."""
+    if isinstance(rgb, np.ndarray):
+        return jnp.asarray(rgb[np.minimum(np.arange(start, start + size), len(rgb) - 1)])
+    return rgb if start == 0 and size == len(rgb) else _device_rows(rgb, start, size)
+
+
+@partial(jax.jit, static_argnums=2)
+def _device_rows(rgb: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return rgb[jnp.minimum(start + jnp.arange(size), rgb.shape[0] - 1)]
+
+
+def _choose_camera(model: OctoModel, camera: str | None) -> str:
+    images = [name for name in model.example_batch["observation"] if name.startswith("image_")]
+    if camera is None:
+        camera = "image_primary" if "image_primary" in images else next(iter(images), None)
+    if camera not in images:
+        raise UserError(f"The checkpoint has no camera {camera!r}: it has {', '.join(images) or 'none'}.")
+    readers = 0
+    for name, tokenizer in model.module.octo_transformer.observation_tokenizers.items():
+        if isinstance(tokenizer, ImageTokenizer):
+            stacked = matching_keys(tokenizer.obs_stack_keys, model.example_batch["observation"])
+            if camera in stacked and len(stacked) > 1:
+                raise UserError(f"The tokenizer {name!r} stacks {', '.join(stacked)}; a teacher has one camera only.")
+            readers += camera in stacked
+    if not readers:
+        raise UserError(f"No tokenizer of the checkpoint reads the camera {camera!r}.")
+    return camera
+
+
+def _default_chunk(model: OctoModel, image_size: tuple[int, int]) -> int:
+    """The largest power of two up to MAX_CHUNK whose activations take at most a quarter of the device's memory."""
+    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if jax.devices()[0].platform == "cpu" or not memory:
+        return CPU_CHUNK
+    d = model.config["model"]["token_embedding_size"]
+    kwargs = model.config["model"]["transformer_kwargs"]
+    pixels = image_size[0] * image_size[1]
+    tokens = pixels // 256 + 64
+    # Stem: the first maps at half resolution, a few copies. Transformer: MLP, projections and logits of one layer.
+    per_frame = 4 * (pixels // 4 * 32 * 6 + tokens * (kwargs["mlp_dim"] * 2 + d * 10))
+    per_frame += 4 * 3 * kwargs["num_attention_heads"] * tokens**2
+    fitting = max(1, int(memory / 4 / per_frame))
+    return min(MAX_CHUNK, 1 << (fitting.bit_length() - 1))
