@@ -73,13 +73,13 @@ class OctoModel:
             UserError: missing, broken, unreachable, or something in it is not implemented.
         """
         checkpoint = checkpoints.read(checkpoint_path, step)
-        module = create_module(checkpoint.config, checkpoint.folder, checkpoint.params)
-        checkpoints.check_params(checkpoint.params, module, checkpoint.example_batch)
+        module = create_module(checkpoint.config, checkpoint.folder, checkpoint.shapes)
+        checkpoints.check_params(checkpoint.shapes, module, checkpoint.example_batch)
         return cls(
             module=module,
             config=checkpoint.config,
             text_processor=load_text_processor(checkpoint.config.get("text_processor"), checkpoint.folder),
-            params=jax.tree.map(jnp.asarray, checkpoint.params),
+            params=jax.tree.map(jnp.asarray, checkpoint.load_params()),
             example_batch=checkpoint.example_batch,
             dataset_statistics=checkpoint.dataset_statistics,
             assets=checkpoint.assets,

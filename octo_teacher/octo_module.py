@@ -14,10 +14,10 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from octo_teacher.action_heads import HEADS, Metrics
-from octo_teacher.module_spec import ModuleSpec, parse_spec
+from octo_teacher.module_spec import FrozenSpec, ModuleSpec, parse_spec
 from octo_teacher.t5 import resolve_config
 from octo_teacher.token_groups import Layout, TokenGroup
-from octo_teacher.tokenizers import OBSERVATION_TOKENIZERS, TASK_TOKENIZERS, Data
+from octo_teacher.tokenizers import OBSERVATION_TOKENIZERS, TASK_TOKENIZERS, Data, ImageTokenizer
 from octo_teacher.transformer import KeyValue, Transformer
 from octo_teacher.vit_encoders import ENCODERS
 from rpd_jax.errors import UserError
@@ -298,6 +298,10 @@ class OctoModule(nn.Module):
         return head.loss(outputs, actions, timestep_pad_mask, action_pad_mask, train=train, **head_kwargs)
 
 
+# Larger numbers in a config.json are mistakes or attacks: they would build networks without end.
+MAX_COUNT = 1000
+
+
 def create_module(
     config: Mapping[str, Any],
     checkpoint: Path | None = None,
@@ -309,15 +313,25 @@ def create_module(
     Args:
         config: the content of a checkpoint's config.json.
         checkpoint: its folder, where the encoder's configuration may lie.
-        weights: its parameters, from which the encoder's size may be read.
+        weights: its parameters or their shapes, from which the encoder's size may be read.
         dtype: of the computation in tokenizers and transformer; parameters and heads stay float32.
 
     Raises:
         UserError: the configuration asks for something that is not implemented, or lacks something.
     """
+    try:
+        return _create_module(config, checkpoint, weights or {}, dtype)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"config.json is malformed: {type(error).__name__}: {error}.") from None
+
+
+def _create_module(
+    config: Mapping[str, Any], checkpoint: Path | None, weights: Mapping[str, Any], dtype: Any
+) -> OctoModule:
     model = config.get("model")
     if not isinstance(model, Mapping):
         raise UserError("config.json has no entry 'model'.")
+    _check_counts(model)
     known = {field.name for field in dataclasses.fields(OctoTransformer)} - {"parent", "name", "dtype"} | {"heads"}
     unknown, missing = set(model) - known, known - set(model) - {"repeat_task_tokens", "use_correct_attention"}
     if unknown:
@@ -327,9 +341,11 @@ def create_module(
     transformer_kwargs = dict(model["transformer_kwargs"])
     if transformer_kwargs.pop("add_position_embedding", False):
         raise UserError("model.transformer_kwargs.add_position_embedding=true in config.json is not implemented.")
-    unknown = set(transformer_kwargs) - {field.name for field in dataclasses.fields(Transformer)}
-    if unknown:
-        raise UserError(f"model.transformer_kwargs.{min(unknown)} in config.json is not implemented.")
+    allowed = {field.name for field in dataclasses.fields(Transformer)} - {"parent", "name", "dtype"}
+    if set(transformer_kwargs) - allowed:
+        raise UserError(f"model.transformer_kwargs.{min(set(transformer_kwargs) - allowed)} is not implemented.")
+    if model["token_embedding_size"] % transformer_kwargs["num_attention_heads"]:
+        raise UserError("model.token_embedding_size in config.json is not a multiple of num_attention_heads.")
     if "action" not in model["heads"]:
         raise UserError("config.json has no head 'action' in model.heads.")
     observation_tokenizers = {}
@@ -337,8 +353,10 @@ def create_module(
         where = f"model.observation_tokenizers.{name}"
         parsed = parse_spec(spec, OBSERVATION_TOKENIZERS, where)
         overrides = {"dtype": dtype}
-        if "encoder" in spec.get("kwargs", {}):
-            overrides["encoder"] = parse_spec(spec["kwargs"]["encoder"], ENCODERS, f"{where}.encoder")
+        if parsed.cls is ImageTokenizer:
+            encoder = dict(parsed.kwargs).get("encoder")
+            encoder = encoder.to_dict() if isinstance(encoder, FrozenSpec) else encoder
+            overrides["encoder"] = parse_spec(encoder, ENCODERS, f"{where}.encoder")
         observation_tokenizers[name] = _build(parsed, where, **overrides)
     task_tokenizers = {}
     for name, spec in model["task_tokenizers"].items():
@@ -347,18 +365,15 @@ def create_module(
         encoder = dict(parsed.kwargs).get("encoder")
         t5 = None
         if encoder is not None:
-            own = weights or {}
-            for key in ("octo_transformer", f"task_tokenizers_{name}", "hf_model"):
-                own = own.get(key, {})
+            own = weights.get("octo_transformer", {}).get(f"task_tokenizers_{name}", {}).get("hf_model", {})
             t5 = resolve_config(encoder, checkpoint, own)
         task_tokenizers[name] = _build(parsed, where, t5=t5, dtype=dtype)
-    heads = {
-        name: _build(parse_spec(spec, HEADS, f"model.heads.{name}"), f"model.heads.{name}")
-        for name, spec in model["heads"].items()
-    }
-    for name, head in heads.items():
-        if head.readout_key.removeprefix("readout_") not in model["readouts"]:
-            raise UserError(f"model.heads.{name} in config.json reads {head.readout_key!r}, which is not a readout.")
+    heads = {}
+    for name, spec in model["heads"].items():
+        where = f"model.heads.{name}"
+        heads[name] = _build(parse_spec(spec, HEADS, where), where)
+        if heads[name].readout_key.removeprefix("readout_") not in model["readouts"]:
+            raise UserError(f"{where} in config.json reads {heads[name].readout_key!r}, which is not a readout.")
     transformer = OctoTransformer(
         observation_tokenizers=FrozenDict(observation_tokenizers),
         task_tokenizers=FrozenDict(task_tokenizers),
@@ -371,6 +386,14 @@ def create_module(
         dtype=dtype,
     )
     return OctoModule(transformer, FrozenDict(heads))
+
+
+def _check_counts(entry: Any, where: str = "model") -> None:
+    for key, value in entry.items() if isinstance(entry, Mapping) else ():
+        counts = ("num_layers", "num_blocks", "diffusion_steps", "max_horizon", "num_preds")
+        if key in counts and not (isinstance(value, int) and 1 <= value <= MAX_COUNT):
+            raise UserError(f"{where}.{key} in config.json is {value!r}; it must be between 1 and {MAX_COUNT}.")
+        _check_counts(value, f"{where}.{key}")
 
 
 def _build(spec: ModuleSpec, where: str, **overrides: Any) -> nn.Module:

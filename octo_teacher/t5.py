@@ -85,10 +85,12 @@ def _read_config(path: Path) -> T5Config:
     try:
         values = json.loads(path.read_text())
         config = T5Config(**{f.name: values[f.name] for f in dataclasses.fields(T5Config) if f.name in values})
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a T5 configuration: {error}.") from None
     if any(not isinstance(getattr(config, f.name), f.type) for f in dataclasses.fields(T5Config)):
         raise UserError(f"{path} is not a T5 configuration: a field has the wrong type.")
+    if not (1 <= config.num_layers <= 1000):
+        raise UserError(f"{path} asks for num_layers={config.num_layers}; it must be between 1 and 1000.")
     if config.feed_forward_proj not in ("relu", "gated-gelu"):
         raise UserError(
             f"{path} asks for feed_forward_proj={config.feed_forward_proj!r}, which is not implemented: "

@@ -30,8 +30,8 @@ class OctoTeacher:
     constant black: their share of the first convolution is computed once per batch. All samples of a frame share one
     transformer pass.
 
-    Actions are un-normalised with the checkpoint's statistics and clipped to [-1, 1]. They mean what the demos meant that
-    the checkpoint was trained on; for ManiSkill's pd_ee_delta_pose: translation, rotation, gripper with +1 = open.
+    Actions are un-normalised with the checkpoint's statistics and clipped to [-1, 1]. They mean what the demos of its
+    training meant; for ManiSkill's pd_ee_delta_pose: translation, rotation, gripper with +1 = open.
 
     Args:
         model: the model.

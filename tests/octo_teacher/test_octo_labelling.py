@@ -23,7 +23,7 @@ class LengthTokenizer:
     def encode(self, texts):
         ids = np.zeros((len(texts), 16), np.int64)
         for row, text in enumerate(texts):
-            ids[row, : len(text) % 15 + 1] = np.frombuffer(text.encode(), np.uint8)[: len(text) % 15 + 1]
+            ids[row, : min(len(text), 16)] = np.frombuffer(text.encode(), np.uint8)[:16]
         return {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
 
 
