@@ -1,0 +1,166 @@
+"""Recorded demos: ManiSkill's layout, deterministic, extended in place, and whole after a kill at any moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from octo_teacher.data import read_maniskill
+from octo_teacher.demos.__main__ import main
+from octo_teacher.demos.episode_files import CAMERA, DemoFile, Episode
+from octo_teacher.demos.record import Recording, record
+from rpd_jax.errors import UserError
+
+ENV_INFO = {"env_id": "PushCube-v1", "env_kwargs": {"control_mode": "pd_ee_delta_pose"}, "max_episode_steps": 50}
+CAMERA_INFO = {"image_size": 8, "mesh_detail": 1.0}
+
+
+def fake_episode(seed: int, steps: int = 3) -> Episode:
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
+    return Episode(
+        seed=seed,
+        success=True,
+        action_noise=0.0,
+        seconds=0.0,
+        rgb=rng.integers(0, 256, (steps + 1, 8, 8, 3), dtype=np.uint8),
+        env_states={"actors": {"cube": rng.normal(size=(steps + 1, 13)).astype(np.float32)}},
+        steps={
+            "actions": actions,
+            "executed_actions": actions,
+            "rewards": np.ones(steps, np.float32),
+            "success": np.ones(steps, bool),
+            "terminated": np.ones(steps, bool),
+            "truncated": np.zeros(steps, bool),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("demos") / "push.h5"
+    command = [
+        "--task",
+        "PushCube-v1",
+        "--image-size",
+        "32",
+        "--mesh-detail",
+        "0.15",
+        "--noise",
+        "0.5",
+        "-o",
+        str(path),
+    ]
+    assert main(["record", *command, "--episodes", "2", "--workers", "1"]) == 0
+    return path
+
+
+def test_layout_is_maniskills(recorded):
+    with h5py.File(recorded) as file:
+        assert sorted(file) == ["traj_0", "traj_1"]
+        group = file["traj_1"]
+        steps = len(group["actions"])
+        assert group["actions"].shape == (steps, 7) and group["actions"].dtype == np.float32
+        assert group[f"obs/sensor_data/{CAMERA}/rgb"].shape == (steps + 1, 32, 32, 3)
+        assert group["env_states/actors/cube"].shape == (steps + 1, 13)
+        assert group["env_states/articulations/panda"].shape == (steps + 1, 31)
+        assert group["success"][:].tolist() == [False] * (steps - 1) + [True]
+        assert not group["truncated"][:].any()
+        assert group["rewards"][:].tolist() == [0.0] * (steps - 1) + [1.0]
+    header = json.loads(recorded.with_suffix(".json").read_text())
+    assert header["env_info"]["env_id"] == "PushCube-v1" and header["env_info"]["max_episode_steps"] == 50
+    entry = header["episodes"][1]
+    assert entry["episode_id"] == 1 and entry["elapsed_steps"] == steps and entry["success"] is True
+    assert entry["control_mode"] == "pd_ee_delta_pose"
+
+
+def test_noise_is_in_the_executed_translations_and_not_in_the_labels(recorded):
+    with h5py.File(recorded) as file:
+        label, executed = file["traj_0/actions"][:], file["traj_0/executed_actions"][:]
+    assert np.abs(label[:, :3] - executed[:, :3]).max() > 0.01
+    np.testing.assert_array_equal(label[:, 3:], executed[:, 3:])
+
+
+def test_extending_gives_the_file_of_one_recording(recorded):
+    """Whatever the number of workers."""
+    alone = recorded.parent / "alone.h5"
+    options = {"task": "PushCube-v1", "image_size": 32, "mesh_detail": 0.15, "noise": 0.5}
+    record(Recording(episodes=3, output=recorded, workers=2, **options))
+    record(Recording(episodes=3, output=alone, workers=1, **options))
+    with h5py.File(recorded) as extended, h5py.File(alone) as whole:
+        assert sorted(extended) == sorted(whole) == ["traj_0", "traj_1", "traj_2"]
+        for name in whole:
+            for key in ("actions", "executed_actions", f"obs/sensor_data/{CAMERA}/rgb"):
+                np.testing.assert_array_equal(extended[name][key], whole[name][key])
+    entries = [json.loads(path.with_suffix(".json").read_text())["episodes"] for path in (recorded, alone)]
+    assert entries[0] == entries[1]
+
+
+def test_a_file_of_other_options_is_not_extended(recorded, capsys):
+    command = ["record", "--task", "PushCube-v1", "--episodes", "9", "--image-size", "64", "-o", str(recorded)]
+    assert main(command) == 2
+    assert "was recorded with human_camera = {'image_size': 32, 'mesh_detail': 0.15}" in capsys.readouterr().err
+
+
+def test_episodes_survive_a_kill_before_they_are_merged(tmp_path):
+    path = tmp_path / "demos.h5"
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO)
+    demos.add(fake_episode(0))
+    demos.merge()
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO)
+    demos.add(fake_episode(1))
+    (tmp_path / "demos.parts" / "2.tmp").write_bytes(b"half an episode")
+    del demos  # killed: nothing merged
+    again = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO)
+    assert len(again) == 2 and again.last_seed() == 1
+    again.add(fake_episode(7))
+    again.merge()
+    demos = read_maniskill(path)
+    assert [len(demo.actions) for demo in demos] == [3, 3, 3]
+    np.testing.assert_array_equal(demos[2].images, fake_episode(7).rgb[:3])
+    assert not (tmp_path / "demos.parts").exists()
+
+
+def test_the_json_is_restored_from_the_h5(tmp_path):
+    path = tmp_path / "demos.h5"
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO)
+    demos.add(fake_episode(0))
+    demos.merge()
+    before = path.with_suffix(".json").read_text()
+    outdated = json.loads(before) | {"episodes": []}
+    path.with_suffix(".json").write_text(json.dumps(outdated))
+    DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO).merge()
+    assert path.with_suffix(".json").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_killed_recording_continues(tmp_path):
+    path = tmp_path / "demos.h5"
+    command = ["record", "--task", "PushCube-v1", "--image-size", "32", "--mesh-detail", "0.15", "--workers", "1"]
+    command = [sys.executable, "-m", "octo_teacher.demos", *command, "--episodes", "4", "-o", str(path)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("demos.parts/1.h5")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert len(read_maniskill(path)) == 4
+    seeds = [entry["episode_seed"] for entry in json.loads(path.with_suffix(".json").read_text())["episodes"]]
+    assert seeds == sorted(set(seeds))
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    with pytest.raises(UserError, match="must be named"):
+        DemoFile.open_for_append(tmp_path / "demos.zip", ENV_INFO, CAMERA_INFO)
+    with pytest.raises(UserError, match="no scripted expert"):
+        record(Recording("PokeCube-v1", 1, tmp_path / "a.h5"))
+    with pytest.raises(UserError, match="--episodes=0"):
+        record(Recording("PushCube-v1", 0, tmp_path / "a.h5"))
