@@ -13,11 +13,10 @@ from mani_skill.utils import sapien_utils
 from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
 
 from rpd_jax.envs.mesh_detail import reduce_mesh_detail
+from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.errors import UserError
-from rpd_jax.tasks import find_task
 
 CONTROL_MODE = "pd_ee_delta_pose"
-REWARD_MODES = ("sparse", "normalized_dense")
 CAMERA_NAME = "human_camera"
 
 # The point that a task's human camera looks at, metres; ManiSkill keeps the resulting pose only.
@@ -149,13 +148,7 @@ def make_task_env(
     Raises:
         UserError: unknown task, reward mode, a value out of range, or no Vulkan device to draw with.
     """
-    task = find_task(env_id)
-    if reward_mode not in REWARD_MODES:
-        raise UserError(f"env.reward_mode={reward_mode!r} is not one of {', '.join(map(repr, REWARD_MODES))}.")
-    if not 0.0 < mesh_detail <= 1.0:
-        raise UserError(f"env.mesh_detail={mesh_detail} is not in (0, 1]: 1.0 keeps every triangle of the robot.")
-    if image_size < 1:
-        raise UserError(f"env.image_size={image_size} is not a positive number of pixels.")
+    task = check_task_arguments(env_id, image_size, reward_mode, mesh_detail)
     _check_renderer()
     env = _task_class(env_id)(
         **REGISTERED_ENVS[env_id].default_kwargs,

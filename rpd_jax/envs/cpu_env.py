@@ -62,7 +62,6 @@ class CpuVectorEnv:
         self.step_timeout = step_timeout
         self._memory = create_memory()
         self._workers: list[_WorkerProcess] = []
-        self._stepping = False
         self._closed = False
         count = max(1, min(workers or _available_cores(), num_envs))
         try:
@@ -77,6 +76,11 @@ class CpuVectorEnv:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, in order of their environments."""
+        return [worker.process.pid for worker in self._workers]
 
     @property
     def state(self) -> np.ndarray:
@@ -102,7 +106,15 @@ class CpuVectorEnv:
 
     def step_wait(self) -> Step:
         """Waits for the step that `step_async` started."""
+        self.wait_for_workers()
+        return self.collect()
+
+    def wait_for_workers(self) -> None:
+        """Waits until the workers have done what they were told; the first half of `step_wait`."""
         self._gather(self.step_timeout)
+
+    def collect(self) -> Step:
+        """Copies the latest step out of shared memory; the second half of `step_wait`."""
         arrays = self._arrays
         rgb, state = arrays.rgb.copy(), arrays.state.copy()
         ended = bool(np.any(arrays.terminated | arrays.truncated))

@@ -30,7 +30,7 @@ class _Environment:
     def reset(self, arrays, seed: int | None) -> None:
         obs, _ = self.env.reset(seed=seed)
         self._write(obs, arrays.rgb, arrays.state)
-        self.episode_return = 0.0
+        self.episode_return = np.float32(0.0)
         self.success = False
         self.length = 0
 
@@ -39,7 +39,7 @@ class _Environment:
         obs, reward, terminated, truncated, info = self.env.step(np.clip(arrays.action[row], -1.0, 1.0))
         success = bool(info["success"])
         self.length += 1
-        self.episode_return += float(reward)
+        self.episode_return += np.float32(float(reward))
         self.success |= success
         arrays.reward[row] = float(reward)
         arrays.terminated[row] = bool(terminated) and not self.ignore_terminations

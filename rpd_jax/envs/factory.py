@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
-from rpd_jax.tasks import find_task
 
 BACKENDS = ("auto", "cpu", "gpu")
 
@@ -33,7 +33,14 @@ def make_vector_env(
         UserError: unknown task, reward mode or backend, a value out of range, no CUDA device for "gpu", or no Vulkan
             device to draw with.
     """
-    task = find_task(env_config.task)
+    mesh_detail = env_config.get("mesh_detail")
+    task_args = {
+        "env_id": env_config.task,
+        "image_size": int(env_config.image_size),
+        "reward_mode": env_config.reward_mode,
+        "mesh_detail": 1.0 if mesh_detail is None else float(mesh_detail),
+    }
+    task = check_task_arguments(**task_args)
     num_envs = env_config.num_envs if num_envs is None else num_envs
     if num_envs < 1:
         raise UserError(f"env.num_envs={num_envs} is not a positive number of environments.")
@@ -43,13 +50,7 @@ def make_vector_env(
     if backend == "auto":
         backend = "gpu" if _has_cuda() else "cpu"
     camera = {key: value for key, value in env_config.get("camera", {}).items() if value is not None}
-    task_args = {
-        "env_id": task.env_id,
-        "image_size": int(env_config.image_size),
-        "reward_mode": env_config.reward_mode,
-        "mesh_detail": float(env_config.get("mesh_detail") or 1.0),
-        "camera": {key: value if key == "fov" else tuple(map(float, value)) for key, value in camera.items()},
-    }
+    task_args["camera"] = {k: float(v) if k == "fov" else tuple(map(float, v)) for k, v in camera.items()}
     common = {"max_episode_steps": task.max_episode_steps, "ignore_terminations": ignore_terminations}
     if backend == "gpu":
         from rpd_jax.envs.maniskill_env import ManiSkillEnv
