@@ -1,5 +1,7 @@
 """What a teacher is, and how one is found by name."""
 
+import importlib.resources
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -40,5 +42,23 @@ def load_teacher(config: ConfigDict) -> Teacher:
     if config.teacher.name == "octo":
         from octo_teacher.teacher import OctoTeacher
 
-        return OctoTeacher.load(config.teacher.checkpoint)
+        return OctoTeacher.load(find_checkpoint(config.teacher.checkpoint))
     raise UserError(f"teacher.name={config.teacher.name!r} is not a teacher: the allowed value is 'octo'.")
+
+
+def find_checkpoint(name: str) -> str:
+    """Returns where a checkpoint is: `name` itself if it is a folder or a hub address, else the embedded one of that name.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if name.startswith("hf://") or Path(name).is_dir():
+        return name
+    embedded = Path(str(importlib.resources.files("octo_teacher"))) / "pretrained"
+    if (embedded / name / "config.json").is_file():
+        return str(embedded / name)
+    names = sorted(path.parent.name for path in embedded.glob("*/config.json"))
+    raise UserError(
+        f"teacher.checkpoint={name!r} is not a folder: give a checkpoint's folder, hf://owner/name, "
+        f"or one of the embedded teachers ({', '.join(names)})."
+    )

@@ -1,0 +1,184 @@
+"""Every setting of a training run, with the values of the paper (arXiv 2503.05833, section IV) and of the CPU profiles.
+
+A field that is None here takes its value from the profile (`profiles` below) once the machine is known: `paper` where there is a CUDA
+device, `cpu` or `cpu_state` elsewhere. A value set in a config file or on the command line always wins over the profile.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> ConfigDict:
+    """Returns the settings for one task and reward mode ("sparse" or "normalized_dense")."""
+    c = ConfigDict()
+    c.algorithm = "rpd_mse"  # ppo | rpd_mse | rpd_l1 | rpd_bc | ppd
+    c.profile = "auto"  # auto | paper | cpu | cpu_state
+    c.seed = 0
+    c.total_steps = config_dict.placeholder(int)  # environment steps, all environments together
+
+    c.env = ConfigDict()
+    c.env.task = task
+    c.env.reward_mode = reward_mode
+    c.env.backend = "auto"  # auto: gpu where there is a CUDA device, else cpu
+    c.env.num_envs = config_dict.placeholder(int)
+    c.env.workers = config_dict.placeholder(int)  # CPU backend: worker processes; None: one per core
+    c.env.image_size = config_dict.placeholder(int)  # px, height = width, of the one frame that teacher and student see
+    c.env.mesh_detail = config_dict.placeholder(
+        float
+    )  # CPU backend: fraction of the robot's triangles that is drawn; 1.0 is exact
+    c.env.step_timeout = 120.0  # seconds until a silent worker counts as hung
+    c.env.camera = ConfigDict()
+    c.env.camera.eye_offset = (0.0, 0.0, 0.0)  # metres, added to the human camera's position
+    c.env.camera.target_offset = (0.0, 0.0, 0.0)  # metres, added to the point it looks at
+    c.env.camera.fov = config_dict.placeholder(float)  # radians; None: the task's own
+
+    c.student = ConfigDict()
+    c.student.observation = "rgb"  # rgb | rgb+state | state
+    c.student.image_size = config_dict.placeholder(int)  # px; frames are resized to it inside the student
+    c.student.encoder = config_dict.placeholder(
+        str
+    )  # nature: the paper's CNN | keypoint: a small CNN with a spatial softmax
+    c.student.initial_log_std = config_dict.placeholder(float)
+    c.student.value_stop_gradient = config_dict.placeholder(bool)  # the critic's loss does not train the encoder
+
+    c.teacher = ConfigDict()
+    c.teacher.name = "octo"
+    c.teacher.checkpoint = config_dict.placeholder(str)  # folder, hf://owner/name, or the name of an embedded one
+    c.teacher.instruction = ""  # empty: the task's own sentence
+    c.teacher.precision = "float32"  # float32 | bfloat16
+    c.teacher.eval_episodes = config_dict.placeholder(
+        int
+    )  # episodes that measure the teacher's success before training; 0: none
+
+    c.ppo = ConfigDict()
+    c.ppo.rollout_steps = config_dict.placeholder(int)  # steps of each environment per iteration
+    c.ppo.update_epochs = config_dict.placeholder(int)
+    c.ppo.num_minibatches = config_dict.placeholder(int)
+    c.ppo.learning_rate = config_dict.placeholder(float)
+    c.ppo.learning_rate_final = config_dict.placeholder(float)  # reached linearly at the end of the run
+    c.ppo.gamma = 0.99 if reward_mode == "sparse" else 0.8
+    c.ppo.gae_lambda = 0.9
+    c.ppo.finite_horizon = True
+    c.ppo.clip = 0.2
+    c.ppo.clip_value_loss = False
+    c.ppo.entropy_coef = 0.0
+    c.ppo.value_coef = 0.5
+    c.ppo.max_grad_norm = 0.5
+    c.ppo.adam_eps = 1e-5
+    c.ppo.target_kl = config_dict.placeholder(float)  # 0: no early stop
+    c.ppo.normalize_advantages = True
+    c.ppo.advantage_std_floor = config_dict.placeholder(float)  # advantages are divided by max(std, floor)
+
+    c.distill = ConfigDict()
+    c.distill.coef = 1.0  # λ
+    c.distill.schedule = config_dict.placeholder(str)  # constant: λ | cosine: from λ to coef_final within anneal_steps
+    c.distill.coef_final = 0.0
+    c.distill.anneal_steps = config_dict.placeholder(int)
+    c.distill.num_samples = 10  # teacher samples per frame for ppd; the other algorithms take one
+    c.distill.std_floor = 0.01  # ppd: the least standard deviation of the teacher's samples
+    c.distill.replay = config_dict.placeholder(int)  # labelled frames kept for the distillation term; 0: none
+    c.distill.replay_batch = config_dict.placeholder(int)  # kept frames added to each minibatch's distillation term
+    c.distill.replay_coef = config_dict.placeholder(float)  # weight of that addition, in units of λ
+    c.distill.augment = config_dict.placeholder(int)  # px, largest random shift of the frames in the distillation term
+    c.distill.augment_ppo = config_dict.placeholder(bool)  # shift the frames in the PPO terms too
+
+    c.eval = ConfigDict()
+    c.eval.every = config_dict.placeholder(int)  # iterations between evaluations
+    c.eval.episodes = config_dict.placeholder(int)  # at each evaluation
+    c.eval.final_episodes = config_dict.placeholder(int)  # at the end of the run
+    c.eval.video_episodes = 16
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = config_dict.placeholder(int)  # iterations
+    c.checkpoint.keep = 2
+
+    c.profiles = ConfigDict({"paper": _paper_profile(), "cpu": _cpu_profile(), "cpu_state": _cpu_state_profile()})
+    return c
+
+
+def _paper_profile() -> dict:
+    """The published runs: ManiSkill's ppo_rgb settings at 128 environments."""
+    return {
+        "total_steps": 30_000_000,
+        "env": {"num_envs": 128, "image_size": 256, "mesh_detail": 1.0},
+        "student": {
+            "image_size": 256,
+            "encoder": "nature",
+            "initial_log_std": -0.5,
+            "value_stop_gradient": False,
+        },
+        "teacher": {"checkpoint": "hf://Juelg/octo-base-1.5-finetuned-maniskill", "eval_episodes": 500},
+        "ppo": {
+            "rollout_steps": 50,
+            "update_epochs": 8,
+            "num_minibatches": 48,
+            "learning_rate": 3e-4,
+            "learning_rate_final": 3e-4,
+            "target_kl": 0.2,
+            "advantage_std_floor": 0.0,
+        },
+        "distill": {
+            "schedule": "constant",
+            "anneal_steps": 0,
+            "replay": 0,
+            "replay_batch": 0,
+            "replay_coef": 0.0,
+            "augment": 0,
+            "augment_ppo": False,
+        },
+        "eval": {"every": 10, "episodes": 500, "final_episodes": 500},
+        "checkpoint": {"every": 10},
+    }
+
+
+def _cpu_profile() -> dict:
+    """Two cores, RGB student: found by experiment on PushCube, sparse."""
+    return {
+        "total_steps": 100_000,
+        "env": {"num_envs": 16, "image_size": 128, "mesh_detail": 0.15},
+        "student": {
+            "image_size": 128,
+            "encoder": "keypoint",
+            "initial_log_std": -1.2,
+            "value_stop_gradient": True,
+        },
+        "teacher": {"checkpoint": "octo-nano-push-cube", "eval_episodes": 100},
+        "ppo": {
+            "rollout_steps": 64,
+            "update_epochs": 4,
+            "num_minibatches": 8,
+            "learning_rate": 5e-4,
+            "learning_rate_final": 1e-4,
+            "target_kl": 0.2,
+            "advantage_std_floor": 0.1,
+        },
+        "distill": {
+            "schedule": "cosine",
+            "anneal_steps": 60_000,
+            "replay": 20_000,
+            "replay_batch": 128,
+            "replay_coef": 1.0,
+            "augment": 6,
+            "augment_ppo": False,
+        },
+        "eval": {"every": 10, "episodes": 32, "final_episodes": 100},
+        "checkpoint": {"every": 10},
+    }
+
+
+def _cpu_state_profile() -> dict:
+    """Two cores, student that sees the simulator's state instead of pixels: learns in minutes."""
+    profile = _cpu_profile()
+    profile["total_steps"] = 50_000
+    profile["student"]["initial_log_std"] = -1.0
+    profile["student"]["value_stop_gradient"] = False
+    profile["ppo"] |= {"update_epochs": 8, "num_minibatches": 4, "learning_rate": 3e-4, "learning_rate_final": 3e-4}
+    profile["ppo"]["target_kl"] = 0.2
+    profile["distill"] |= {
+        "schedule": "constant",
+        "anneal_steps": 0,
+        "replay": 0,
+        "replay_batch": 0,
+        "replay_coef": 0.0,
+    }
+    profile["distill"]["augment"] = 0
+    return profile

@@ -1,0 +1,145 @@
+"""One rollout: the student steps all environments, then the teacher labels the frames it saw."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.learner import Learner, Rollout
+from rpd_jax.teachers import Teacher
+
+# Frames of ended episodes whose value is computed in one call; a fixed size, so that it compiles once.
+_FINAL_VALUE_BATCH = 32
+
+
+@dataclasses.dataclass
+class Position:
+    """Where the environments stand between two rollouts: observations of the next step, and whether they are resets."""
+
+    rgb: jax.Array | np.ndarray  # uint8 [N, H, W, 3]
+    state: jax.Array | np.ndarray  # float32 [N, D]
+    done: np.ndarray  # bool [N]
+
+
+def start(envs: VectorEnv, seed: int) -> Position:
+    """Resets the environments."""
+    rgb = envs.reset(seed)
+    return Position(rgb, envs.state, np.zeros(envs.num_envs, bool))
+
+
+def collect(
+    envs: VectorEnv,
+    learner: Learner,
+    params: dict,
+    position: Position,
+    num_steps: int,
+    key: jax.Array,
+    check_stop: Callable[[], None] = lambda: None,
+) -> tuple[Rollout, Position, dict[str, np.ndarray]]:
+    """Steps all N environments `num_steps` times with sampled actions.
+
+    Args:
+        envs: N environments, standing at `position`.
+        learner: holds the student's network.
+        params: the student's parameters.
+        position: what `start` or the previous call returned.
+        num_steps: T.
+        key: of the sampled actions.
+        check_stop: called once per step; may raise to leave early.
+
+    Returns:
+        The rollout without teacher labels; the next position; success, return and length (float32 [K] each) of the K
+        episodes that ended.
+    """
+    frames = _FrameBuffer(num_steps)
+    columns: dict[str, list] = {
+        name: [] for name in ("state", "actions", "logprobs", "values", "rewards", "dones", "final")
+    }
+    episodes: dict[str, list[float]] = {"success": [], "return": [], "length": []}
+    finals: list[tuple[int, int, np.ndarray, np.ndarray]] = []
+    keys = jax.random.split(key, num_steps)
+    for t in range(num_steps):
+        check_stop()
+        frames.add(position.rgb)
+        action, logprob, value = learner.policy_step(params, position.rgb, position.state, keys[t])
+        step = envs.step(jnp.clip(action, -1.0, 1.0))
+        for name, row in (
+            ("state", position.state),
+            ("actions", action),
+            ("logprobs", logprob),
+            ("values", value),
+            ("rewards", step.reward),
+            ("dones", position.done),
+        ):
+            columns[name].append(row)
+        done = np.asarray(step.terminated) | np.asarray(step.truncated)
+        for n in np.flatnonzero(done):
+            finals.append((t, n, np.array(step.final_rgb[n]), np.array(step.final_state[n])))
+            episodes["success"].append(float(step.episode.success[n]))
+            episodes["return"].append(float(step.episode.episode_return[n]))
+            episodes["length"].append(float(step.episode.length[n]))
+        position = Position(step.rgb, step.state, done)
+    rollout = Rollout(
+        rgb=frames.stacked(),
+        state=jnp.asarray(np.stack(columns["state"])),
+        actions=jnp.stack(columns["actions"]),
+        logprobs=jnp.stack(columns["logprobs"]),
+        values=jnp.stack(columns["values"]),
+        rewards=jnp.asarray(np.stack(columns["rewards"]), jnp.float32),
+        dones=jnp.asarray(np.stack(columns["dones"]), jnp.float32),
+        next_done=jnp.asarray(position.done, jnp.float32),
+        next_value=learner.value(params, position.rgb, position.state),
+        final_values=jnp.asarray(_final_values(learner, params, finals, (num_steps, envs.num_envs))),
+        teacher_actions=None,
+    )
+    return rollout, position, {name: np.array(values, np.float32) for name, values in episodes.items()}
+
+
+def label(rollout: Rollout, teacher: Teacher, instruction: str, key: jax.Array, num_samples: int) -> Rollout:
+    """Returns the rollout with `teacher_actions` float32 [S, T, N, A]: each of its frames labelled once."""
+    num_steps, num_envs, *frame_shape = rollout.rgb.shape
+    actions = teacher.act(rollout.rgb.reshape(num_steps * num_envs, *frame_shape), instruction, key, num_samples)
+    return rollout.replace(teacher_actions=actions.reshape(num_samples, num_steps, num_envs, -1))
+
+
+class _FrameBuffer:
+    """uint8 [T, N, H, W, 3], filled step by step: in host memory for a CPU backend's frames, on the device for a GPU's."""
+
+    def __init__(self, num_steps: int):
+        self._num_steps = num_steps
+        self._t = 0
+        self._buffer: np.ndarray | jax.Array | None = None
+
+    def add(self, rgb: np.ndarray | jax.Array) -> None:
+        if self._buffer is None:
+            shape = (self._num_steps, *rgb.shape)
+            self._buffer = np.empty(shape, np.uint8) if isinstance(rgb, np.ndarray) else jnp.empty(shape, jnp.uint8)
+        if isinstance(self._buffer, np.ndarray):
+            self._buffer[self._t] = rgb
+        else:
+            self._buffer = _write_frame(self._buffer, rgb, self._t)
+        self._t += 1
+
+    def stacked(self) -> jax.Array:
+        return jnp.asarray(self._buffer)
+
+
+@jax.jit(donate_argnums=0)
+def _write_frame(buffer: jax.Array, rgb: jax.Array, t: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(buffer, rgb, t, 0)
+
+
+def _final_values(learner: Learner, params: dict, finals: list, shape: tuple[int, int]) -> np.ndarray:
+    """V(last observation) [T, N] where an episode ended, 0 elsewhere."""
+    values = np.zeros(shape, np.float32)
+    for begin in range(0, len(finals), _FINAL_VALUE_BATCH):
+        batch = finals[begin : begin + _FINAL_VALUE_BATCH]
+        padding = [batch[-1]] * (_FINAL_VALUE_BATCH - len(batch))
+        rgb = np.stack([item[2] for item in batch + padding])
+        state = np.stack([item[3] for item in batch + padding])
+        for (t, n, _, _), value in zip(batch, np.asarray(learner.value(params, rgb, state)), strict=False):
+            values[t, n] = value
+    return values

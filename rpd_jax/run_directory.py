@@ -1,0 +1,80 @@
+"""A run's directory: made once, resumed by the same config, refused to another one."""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rpd_jax.errors import UserError
+
+# What may change between two starts of one run without making it another run.
+_FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "eval.video_episodes")
+
+
+def open_run(workdir: str | Path, config: ConfigDict) -> Path:
+    """Makes `workdir` with its config.json, or checks that the one there is of the same config.
+
+    Args:
+        workdir: the run's directory.
+        config: the resolved config.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: the directory belongs to another config, holds other files, or cannot be written.
+    """
+    workdir = Path(workdir).absolute()
+    path = workdir / "config.json"
+    wanted = json.loads(config.to_json())
+    if path.exists():
+        differences = _differences(_flatten(_read(path)), _flatten(wanted))
+        if differences:
+            raise UserError(
+                f"{workdir} is a run of another config ({'; '.join(differences)}): "
+                "choose another --workdir, or give the values it was started with."
+            )
+        return workdir
+    if workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} holds files but no config.json, so it is no run: choose another --workdir.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"Cannot write to {workdir} ({error.strerror}): choose another --workdir.") from error
+    return workdir
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore it or choose another --workdir.") from error
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
+    names = sorted(name for name in old.keys() | new.keys() if name not in _FREE_FIELDS)
+    return [
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names if old.get(name) != new.get(name)
+    ]
+
+
+def default_workdir(config_file: str, config: ConfigDict) -> Path:
+    """runs/<config>-<algorithm>-seed<seed>, with the student's observation in the name where it is not rgb."""
+    parts = [Path(config_file).stem, config.algorithm]
+    if config.student.observation != "rgb":
+        parts.append(config.student.observation)
+    return Path("runs") / "-".join([*parts, f"seed{config.seed}"])

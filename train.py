@@ -1,0 +1,31 @@
+"""Trains a student: python train.py --config=configs/push_cube_sparse.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+The same command continues a run that was stopped.
+"""
+
+import os
+
+# JAX shares the GPU with the simulator, so it must not take three quarters of the memory at its first use.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+from absl import flags
+from ml_collections import config_flags
+
+from rpd_jax.command_line import run_command
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: a file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; by default runs/<config>-<algorithm>-seed<seed>.")
+
+
+def main() -> None:
+    from rpd_jax.run_directory import default_workdir
+    from rpd_jax.trainer import train
+
+    config = _CONFIG.value
+    train(config, _WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]), config))
+
+
+flags.mark_flag_as_required("config")
+
+if __name__ == "__main__":
+    run_command(main)
