@@ -14,7 +14,7 @@ from rpd_jax.augmentation import random_shift
 from rpd_jax.convolution import resize_frames
 from rpd_jax.errors import UserError
 from rpd_jax.networks import ActorCritic
-from rpd_jax.replay import Replay, add_to_replay
+from rpd_jax.replay import Replay
 
 INPUT_TERMS = ("actions", "logprobs", "values", "rewards", "final_values", "teacher_actions")
 LOSS_TERMS = ("pg_loss", "v_loss", "entropy", "distill_loss", "replay_loss", "approx_kl", "grad_norm")
@@ -95,10 +95,11 @@ class Learner:
             optax.clip_by_global_norm(config.ppo.max_grad_norm), optax.scale_by_adam(eps=config.ppo.adam_eps)
         )
         self._update = jax.jit(self._compute_update, donate_argnums=0, static_argnames="per_minibatch")
+        self._extend_replay = jax.jit(self._compute_extended_replay, donate_argnums=0)
+        self._init = jax.jit(network.init)
         self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
         self.mean_action = jax.jit(partial(network.apply, method=ActorCritic.mean_action))
         self.value = jax.jit(partial(network.apply, method=ActorCritic.value))
-        self._resize = jax.jit(self._student_frames)
 
     @property
     def num_samples(self) -> int:
@@ -115,7 +116,7 @@ class Learner:
 
     def init(self, key: jax.Array, rgb: jax.Array | None, state: jax.Array | None = None) -> LearnerState:
         """A fresh student for observations like `rgb` uint8 [B, H, W, 3] and `state` float32 [B, D]."""
-        return self.init_from(jax.jit(self.network.init)(key, rgb, state))
+        return self.init_from(self._init(key, rgb, state))
 
     def init_from(self, params: dict) -> LearnerState:
         """A learner's state that starts from given parameters."""
@@ -123,7 +124,7 @@ class Learner:
         return LearnerState(params, self._optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def create_replay(self, action_dim: int, state_dim: int) -> Replay | None:
-        """An empty replay of `distill.replay` frames of what the student sees, or None where replay is off."""
+        """An empty replay of `distill.replay` frames, or None where it is off."""
         if not self.uses_replay:
             return None
         size = self.network.image_size
@@ -131,23 +132,13 @@ class Learner:
             self.config.distill.replay,
             self.num_samples,
             action_dim,
-            (size, size, 3) if self.network.sees_frames else None,
-            state_dim if self.network.sees_state else None,
+            frame_shape=(size, size, 3) if self.network.sees_frames else None,
+            state_dim=state_dim if self.network.sees_state else None,
         )
 
     def extend_replay(self, replay: Replay | None, rollout: Rollout) -> Replay | None:
-        """Adds a labelled rollout's frames; `replay` is consumed. None stays None."""
-        if replay is None:
-            return None
-        num_frames = rollout.rewards.size
-        frames = states = None
-        if self.network.sees_frames:
-            frames = self._resize(rollout.rgb)
-            frames = frames.reshape(num_frames, *frames.shape[2:])
-        if self.network.sees_state:
-            states = rollout.state.reshape(num_frames, -1)
-        labels = rollout.teacher_actions.reshape(self.num_samples, num_frames, -1)
-        return add_to_replay(replay, frames, states, labels)
+        """Adds a labelled rollout, in place: the old `replay` must not be used afterwards; None where it is off."""
+        return None if replay is None else self._extend_replay(replay, rollout)
 
     def update(
         self,
@@ -163,8 +154,8 @@ class Learner:
     ) -> tuple[LearnerState, dict]:
         """Improves the student on a rollout, in one compiled program without a round trip to the host.
 
-        All epochs and minibatches, until a minibatch's approximate KL exceeds `ppo.target_kl`: the update ends before
-        stepping on it. A minibatch whose loss or gradient is not finite ends it too, see `nonfinite_term`.
+        All epochs and minibatches, until a minibatch's approximate KL exceeds `ppo.target_kl` (0: never): the update
+        ends before stepping on it. A minibatch whose loss or gradient is not finite ends it too, see `nonfinite_term`.
 
         Args:
             state: consumed: its buffers become those of the new state.
@@ -243,8 +234,8 @@ class Learner:
         )
         num_frames = advantages.size
         samples = {
-            "rgb": self._student_frames(rollout.rgb) if "rgb" in self.network.observation else None,
-            "state": rollout.state if "state" in self.network.observation else None,
+            "rgb": None if rollout.rgb is None else self._student_frames(rollout.rgb),
+            "state": rollout.state,
             "actions": rollout.actions,
             "logprobs": rollout.logprobs,
             "values": rollout.values,
@@ -335,6 +326,15 @@ class Learner:
             optimizer_steps=state.optimizer_steps + metrics["optimizer_steps"],
         )
         return new_state, metrics
+
+    def _compute_extended_replay(self, replay, rollout):
+        num_frames = rollout.rewards.size
+        frames = None if replay.frames is None else self._student_frames(rollout.rgb)
+        rows = {"frames": frames, "states": None if replay.states is None else rollout.state}
+        rows = jax.tree.map(lambda x: x.reshape(num_frames, *x.shape[2:])[-replay.capacity :], rows)
+        labels = rollout.teacher_actions
+        labels = labels.reshape(labels.shape[0], num_frames, -1)[:, -replay.capacity :]
+        return replay.add(rows["frames"], rows["states"], labels)
 
     def _student_frames(self, rgb):
         """Frames [T, N, H, W, 3] at the student's size; one step at a time, as a float copy of all would be large."""

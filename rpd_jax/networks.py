@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rpd_jax.convolution import conv2d, resize_frames
 from rpd_jax.errors import UserError
@@ -12,6 +13,9 @@ from rpd_jax.losses import gaussian_log_prob
 
 OBSERVATIONS = ("rgb", "rgb+state", "state")
 ENCODERS = ("nature", "keypoint")
+DTYPES = ("float32", "bfloat16")  # of the convolutions; all else is float32
+# Below, NatureCNN's third convolution has nothing left to look at.
+SMALLEST_IMAGE = 36
 
 
 def fan_in_uniform(fan_in: int):
@@ -116,13 +120,51 @@ class ActorCritic(nn.Module):
         dtype: of the convolutions.
     """
 
-    action_dim: int
+    action_dim: int = 7
     observation: str = "rgb"
     encoder: str = "nature"
     image_size: int = 256
     initial_log_std: float = -0.5
     value_stop_gradient: bool = False
     dtype: jnp.dtype = jnp.float32
+
+    @classmethod
+    def from_config(cls, student: ConfigDict, action_dim: int = 7) -> "ActorCritic":
+        """The student that `config.student` describes, for actions of `action_dim` dimensions.
+
+        Raises:
+            UserError: a value that is not among the allowed ones.
+        """
+        dtype = student.get("dtype", "float32")
+        choices = (
+            ("observation", student.observation, OBSERVATIONS),
+            ("encoder", student.encoder, ENCODERS),
+            ("dtype", dtype, DTYPES),
+        )
+        for field, value, allowed in choices:
+            if value not in allowed:
+                raise UserError(f"student.{field}={value!r} is not known: the allowed values are {', '.join(allowed)}.")
+        if "rgb" in student.observation and student.image_size < SMALLEST_IMAGE:
+            raise UserError(
+                f"student.image_size={student.image_size} is too small for the encoder: use {SMALLEST_IMAGE} or more."
+            )
+        return cls(
+            action_dim=action_dim,
+            observation=student.observation,
+            encoder=student.encoder,
+            image_size=student.image_size,
+            initial_log_std=student.initial_log_std,
+            value_stop_gradient=student.value_stop_gradient,
+            dtype=jnp.dtype(dtype),
+        )
+
+    @property
+    def sees_frames(self) -> bool:
+        return "rgb" in self.observation
+
+    @property
+    def sees_state(self) -> bool:
+        return "state" in self.observation
 
     def setup(self):
         if self.observation not in OBSERVATIONS:
@@ -174,26 +216,3 @@ class ActorCritic(nn.Module):
     def value(self, rgb: jax.Array | None, state: jax.Array | None = None) -> jax.Array:
         """The value function: V [B]."""
         return self(rgb, state)[2]
-
-
-def student_network(config, action_dim: int) -> ActorCritic:
-    """Builds the student that `config.student` describes, for actions of `action_dim` dimensions.
-
-    Raises:
-        UserError: a value that is not among the allowed ones.
-    """
-    student = config.student
-    for field, allowed in (("observation", OBSERVATIONS), ("encoder", ENCODERS), ("dtype", ("float32", "bfloat16"))):
-        if student[field] not in allowed:
-            raise UserError(f"student.{field}={student[field]!r} is not possible: the allowed values are {allowed}.")
-    if "rgb" in student.observation and student.image_size < 36:
-        raise UserError(f"student.image_size={student.image_size} is too small for the encoder: use 36 or more.")
-    return ActorCritic(
-        action_dim=action_dim,
-        observation=student.observation,
-        encoder=student.encoder,
-        image_size=student.image_size,
-        initial_log_std=student.initial_log_std,
-        value_stop_gradient=student.value_stop_gradient,
-        dtype=jnp.dtype(student.dtype),
-    )

@@ -1,7 +1,5 @@
 """A ring of old frames with the teacher's labels, kept on the device."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -51,35 +49,30 @@ class Replay:
         filled = jnp.minimum(self.count, self.capacity)
         return jax.random.randint(key, (num,), 0, jnp.maximum(filled, 1))
 
+    def add(self, frames: jax.Array | None, states: jax.Array | None, labels: jax.Array) -> "Replay":
+        """Writes B frames over the oldest ones; in place where it runs in a jit that donates the ring.
 
-@partial(jax.jit, donate_argnames="replay")
-def add_to_replay(replay: Replay, frames: jax.Array | None, states: jax.Array | None, labels: jax.Array) -> Replay:
-    """Writes B frames over the oldest ones, in place: `replay` must not be used afterwards.
+        Args:
+            frames: uint8 [B, H, W, 3] of the ring's size, or None.
+            states: float32 [B, D], or None.
+            labels: float32 [S, B, A].
 
-    Args:
-        replay: the ring.
-        frames: uint8 [B, H, W, 3] of the ring's size, or None.
-        states: float32 [B, D], or None.
-        labels: float32 [S, B, A].
+        Raises:
+            ValueError: more frames than the ring holds.
+        """
+        num = labels.shape[1]
+        if num > self.capacity:
+            raise ValueError(f"{num} frames do not fit into a replay of {self.capacity}")
+        slots = (self.count + jnp.arange(num)) % self.capacity
 
-    Raises:
-        ValueError: more frames than the ring holds.
-    """
-    num = labels.shape[1]
-    if num > replay.capacity:
-        raise ValueError(f"{num} frames do not fit into a replay of {replay.capacity}")
-    start = replay.count % replay.capacity
-    slots = (start + jnp.arange(num)) % replay.capacity
+        def write(ring, rows):
+            return None if ring is None else ring.at[slots].set(rows, unique_indices=True)
 
-    def write(ring, rows):
-        return None if ring is None else ring.at[slots].set(rows)
-
-    return replay.replace(
-        frames=write(replay.frames, frames),
-        states=write(replay.states, states),
-        labels=write(replay.labels, labels.swapaxes(0, 1)),
-        # Kept below 2·capacity, so that a long run does not overflow it.
-        count=jnp.where(
-            replay.count + num >= 2 * replay.capacity, replay.count + num - replay.capacity, replay.count + num
-        ),
-    )
+        count = self.count + num
+        return self.replace(
+            frames=write(self.frames, frames),
+            states=write(self.states, states),
+            labels=write(self.labels, labels.swapaxes(0, 1)),
+            # Kept below 2·capacity, so that a long run does not overflow it.
+            count=jnp.where(count >= 2 * self.capacity, count - self.capacity, count),
+        )
