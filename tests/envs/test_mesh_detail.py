@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import sapien.render
+
+from rpd_jax.envs.camera_task import frames, make_task_env
+
+
+def _triangles(entities) -> int:
+    bodies = [entity.find_component_by_type(sapien.render.RenderBodyComponent) for entity in entities]
+    return sum(len(part.triangles) for body in bodies if body for shape in body.render_shapes for part in shape.parts)
+
+
+def _robot(env) -> int:
+    return _triangles(link._objs[0].entity for link in env.unwrapped.agent.robot.links)
+
+
+def _pictures(env) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    pictures = []
+    for seed in range(2):
+        obs, _ = env.reset(seed=seed)
+        for _ in range(3):
+            obs, *_ = env.step(rng.uniform(-1, 1, 7).astype(np.float32))
+        pictures.append(frames(obs)[0, ..., :3].numpy().astype(int))
+    return np.stack(pictures)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    env = make_task_env("PushCube-v1", 128)
+    yield env
+    env.close()
+
+
+# Measured at 128 px over these pictures: 0.32 and 0.0056 at 0.15; 0.69 and 0.0133 at 0.07 (of 255; of all pixels).
+@pytest.mark.parametrize(("fraction", "mean", "visible"), [(0.15, 0.5, 0.01), (0.07, 1.0, 0.02)])
+def test_fewer_triangles_give_nearly_the_same_picture(exact, fraction, mean, visible):
+    env = make_task_env("PushCube-v1", 128, mesh_detail=fraction)
+    assert _robot(env) == pytest.approx(fraction * _robot(exact), rel=0.05)
+    difference = np.abs(_pictures(env) - _pictures(exact))
+    assert difference.mean() < mean
+    assert (difference.max(axis=-1) > 8).mean() < visible
+    env.close()
+
+
+def test_a_ground_of_two_triangles_shows_the_same_grid(exact):
+    """With practically all of the robot's triangles, what is left of the difference is the ground's."""
+    env = make_task_env("PushCube-v1", 128, mesh_detail=0.999999)
+    assert _triangles(env.unwrapped.scene.actors["ground"]._objs) == 2
+    assert np.abs(_pictures(env) - _pictures(exact)).mean() < 0.01
+    env.close()
+
+
+def test_environments_of_one_process_look_alike():
+    """The second one is built from the first one's simplified meshes, the third after the first is gone."""
+    pictures = []
+    for _ in range(3):
+        env = make_task_env("PushCube-v1", 64, mesh_detail=0.07)
+        pictures.append(_pictures(env))
+        env.close()
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    np.testing.assert_array_equal(pictures[0], pictures[2])
