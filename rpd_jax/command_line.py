@@ -4,7 +4,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
 from rpd_jax.interruption import Interrupted
@@ -22,7 +23,17 @@ def run_command(main: Callable[[], None], argv: Sequence[str] | None = None) -> 
         sys.exit(130)
 
 
+def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
+    """The config of a `--config` flag; raises UserError if its file is missing."""
+    try:
+        return flag.value
+    except OSError as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"--{flag.name} cannot be read: {text} Give a file like configs/push_cube_sparse.py.") from error
+
+
 def _guarded(main: Callable[[], None]) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell their inner life at INFO
     try:
         main()
     except UserError as error:
