@@ -333,6 +333,16 @@ def _sample_actions(
     )
 
 
+def lower_sample_actions(
+    model: OctoModel, observations: Data, tasks: Data
+) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
+    """Returns the program of `sample_actions` for these inputs, without un-normalisation, and its arguments."""
+    observations, tasks = jax.tree.map(jnp.asarray, (dict(observations), dict(tasks)))
+    static = (model.module, False, False, (), None)
+    traced = (model.params, observations, tasks, observations["timestep_pad_mask"], jax.random.key(0), 1.0, None)
+    return _sample_actions.lower(*static, *traced), traced
+
+
 def check_statistics(statistics: Data, normalization_type: NormalizationType) -> dict[str, np.ndarray]:
     """Returns the entries that un-normalisation reads, float32 (mask: bool) [action_dim] each.
 

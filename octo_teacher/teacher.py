@@ -19,7 +19,7 @@ from rpd_jax.errors import UserError
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MAX_CHUNK = 256
 # On a CPU larger batches only fall out of the cache.
-CPU_CHUNK = 32
+CPU_CHUNK = 16
 
 
 class OctoTeacher:
@@ -67,9 +67,9 @@ class OctoTeacher:
         statistics = choose_statistics(model.dataset_statistics, dataset)
         self._statistics = None if statistics is None else check_statistics(statistics, self._normalization_type)
         dtype = PRECISIONS[precision]
-        self._module = with_dtype(model.module, dtype)
-        self._params = cast_weights(model.params, dtype)
-        self._tasks: dict[str, tuple[Prefix, dict[str, Any]]] = {}
+        self.module = with_dtype(model.module, dtype)
+        self.params = cast_weights(model.params, dtype)
+        self._prefixes: dict[str, tuple[Prefix, dict[str, Any]]] = {}
 
     @classmethod
     def load(cls, checkpoint: str | Path, **kwargs: Any) -> "OctoTeacher":
@@ -93,21 +93,9 @@ class OctoTeacher:
         """
         if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
             raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
-        if self._params is None:
+        if self.params is None:
             raise UserError("This teacher was closed: load it again.")
-        prefix, tasks = self._encode(instruction)
-        label = partial(
-            _label,
-            self._module,
-            self.camera,
-            self.image_size,
-            num_samples,
-            self._normalization_type,
-            self._params,
-            prefix,
-            tasks,
-            self._statistics,
-        )
+        label = partial(_label, *self._arguments(instruction, num_samples))
         total = rgb.shape[0]
         labels = []
         for start in range(0, total, self.chunk_size):
@@ -116,24 +104,47 @@ class OctoTeacher:
             labels.append(label(_rows(rgb, start, size), key, np.int32(start))[:, :count])
         return jnp.concatenate(labels, axis=1) if len(labels) > 1 else labels[0]
 
+    def lower(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1
+    ) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
+        """Returns the program that `act` would run on one chunk of exactly these frames, and its arguments."""
+        static, traced = 5, (*self._arguments(instruction, num_samples), rgb, key, np.int32(0))
+        return _label.lower(*traced), traced[static:]
+
     def padded_size(self, count: int) -> int:
         """The compiled batch size that `count` frames run under: a power of two, or the chunk size."""
         return min(self.chunk_size, 1 << (count - 1).bit_length())
 
     def close(self) -> None:
         """Releases weights and caches."""
-        self._params = None
-        self._tasks.clear()
+        self.params = None
+        self._prefixes.clear()
 
-    def _encode(self, instruction: str) -> tuple[Prefix, dict[str, Any]]:
-        if instruction not in self._tasks:
-            tasks = self.model.create_tasks(texts=[instruction])
-            # Goal images stay out: a missing goal is the black image that would be there.
-            tasks = {name: tasks[name] for name in ("language_instruction", "pad_mask_dict")}
-            tasks["pad_mask_dict"] = {"language_instruction": tasks["pad_mask_dict"]["language_instruction"]}
-            tasks = jax.tree.map(jnp.asarray, tasks)
-            self._tasks[instruction] = _encode_prefix(self._module, self._params, tasks), tasks
-        return self._tasks[instruction]
+    def tasks(self, instruction: str) -> dict[str, Any]:
+        """Returns the task dict of one row, without goal images: missing ones count as the black images they are."""
+        tasks = self.model.create_tasks(texts=[instruction])
+        return jax.tree.map(
+            jnp.asarray,
+            {
+                "language_instruction": tasks["language_instruction"],
+                "pad_mask_dict": {"language_instruction": tasks["pad_mask_dict"]["language_instruction"]},
+            },
+        )
+
+    def _arguments(self, instruction: str, num_samples: int) -> tuple[Any, ...]:
+        if instruction not in self._prefixes:
+            tasks = self.tasks(instruction)
+            self._prefixes[instruction] = _encode_prefix(self.module, self.params, tasks), tasks
+        return (
+            self.module,
+            self.camera,
+            self.image_size,
+            num_samples,
+            self._normalization_type,
+            self.params,
+            *self._prefixes[instruction],
+            self._statistics,
+        )
 
 
 def choose_statistics(statistics: Mapping[str, Any] | None, dataset: str | None) -> Mapping[str, Any] | None:

@@ -27,9 +27,10 @@ class MlpBlock(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(1e-6),
         )
-        y = nn.gelu(dense(self.mlp_dim)(x))
+        # As one matrix: XLA's CPU code for GELU after a batched product is several times slower.
+        y = nn.gelu(dense(self.mlp_dim)(x.reshape(-1, x.shape[-1])))
         y = nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
-        y = dense(x.shape[-1])(y)
+        y = dense(x.shape[-1])(y).reshape(x.shape)
         return nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
 
 
@@ -63,13 +64,14 @@ class MultiHeadDotProductAttention(nn.Module):
             Outputs [B, Q, d], and the keys and values of `x` alone.
         """
         features = queries.shape[-1]
-        project = partial(
-            nn.DenseGeneral,
-            (self.num_heads, features // self.num_heads),
-            dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-        )
-        query, key, value = project(name="query")(queries), project(name="key")(x), project(name="value")(x)
+        shape = (self.num_heads, features // self.num_heads)
+
+        def project(tokens: jax.Array, name: str) -> jax.Array:
+            init = nn.initializers.xavier_uniform()
+            dense = nn.DenseGeneral(shape, dtype=self.dtype, kernel_init=init, name=name)
+            return dense(tokens.reshape(-1, features)).reshape(*tokens.shape[:2], *shape)
+
+        query, key, value = project(queries, "query"), project(x, "key"), project(x, "value")
         own = key, value
         if prefix is not None:
             key, value = (
@@ -80,13 +82,16 @@ class MultiHeadDotProductAttention(nn.Module):
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
         if mask is not None:
             logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits).astype(self.dtype)
-        weights = nn.Dropout(self.dropout_rate)(weights, deterministic=deterministic)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        y = nn.DenseGeneral(
+        # Normalised after the sum over keys: the division is then over head_dim numbers per query, not over all keys.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = nn.Dropout(self.dropout_rate)(weights.astype(self.dtype), deterministic=deterministic)
+        y = jnp.einsum("bhqk,bkhd->bhqd", weights, value)
+        y = (y / total).astype(self.dtype).transpose(0, 2, 1, 3)
+        out = nn.DenseGeneral(
             features, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out"
-        )(y)
-        return y, own
+        )
+        return out(y.reshape(-1, *shape)).reshape(queries.shape), own
 
 
 class MAPHead(nn.Module):

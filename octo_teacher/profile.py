@@ -1,0 +1,287 @@
+r"""Where an Octo teacher's time goes: `python -m octo_teacher.profile --architecture=octo-small-1.5 --batch=1,8`.
+
+For every batch size, precision and number of samples: compile time, time per call, frames per second, FLOPs, share of
+the device's measured matmul rate, and memory; then the same time split into image stem, T5 with the language prefix,
+transformer and head. `--plain` adds the straightforward path, which the fast one is measured against: T5 for every row,
+goal images convolved, the full sequence, all rows of the last layer, and every sample a row of its own.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from octo_teacher.architectures import SIZES, architecture
+from octo_teacher.octo_model import OctoModel, lower_sample_actions
+from octo_teacher.teacher import PRECISIONS, OctoTeacher
+from octo_teacher.token_groups import TokenGroup
+from rpd_jax.errors import UserError
+
+INSTRUCTION = "push the cube away from the robot base"
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the table; times in milliseconds, memory in bytes, parts None where they were not measured."""
+
+    path: str
+    precision: str
+    batch: int
+    samples: int
+    compile_s: float
+    call_ms: float
+    frames_per_s: float
+    gflop: float
+    matmul_share: float
+    memory_bytes: int
+    stem_ms: float | None = None
+    t5_once_ms: float | None = None
+    transformer_ms: float | None = None
+    head_ms: float | None = None
+
+
+class FixedIds:
+    """Token ids for any text, where no tokenizer is at hand: time does not depend on them."""
+
+    def __init__(self, tokens: int):
+        self.tokens = tokens
+
+    def encode(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Returns {"input_ids", "attention_mask"} int64 [B, tokens]."""
+        ids = np.arange(self.tokens) % 30 + 1
+        return {
+            "input_ids": np.tile(ids, (len(texts), 1)),
+            "attention_mask": np.ones((len(texts), self.tokens), np.int64),
+        }
+
+
+def random_model(name: str) -> OctoModel:
+    """Returns a published architecture with random weights, and fixed token ids for any text."""
+    config, batch = architecture(name)
+    tokens = batch["task"]["language_instruction"]["input_ids"].shape[1]
+    return OctoModel.from_config(config, batch, text_processor=FixedIds(tokens))
+
+
+def median_ms(call: Callable[[], Any], repeats: int) -> float:
+    """Median time of `call` after one warm-up call, milliseconds."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def matmul_gflops(precision: str, repeats: int) -> float:
+    """The device's rate in one large matrix product, GFLOP/s."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), PRECISIONS[precision])
+    product = jax.jit(lambda x: x @ x)
+    return 2 * size**3 / median_ms(lambda: product(x), repeats) / 1e6
+
+
+def compile_and_measure(lowered: jax.stages.Lowered, args: tuple[Any, ...], repeats: int) -> tuple[Any, ...]:
+    """Returns seconds to compile, milliseconds per call, FLOPs, and bytes of arguments, outputs and scratch memory."""
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes if memory else 0
+    flops = float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+    return seconds, median_ms(lambda: compiled(*args), repeats), flops, used
+
+
+def profile_fast(
+    model: OctoModel, precision: str, batch: int, samples: int, peak: float, repeats: int, dataset: str | None
+) -> Row:
+    """Measures `OctoTeacher` on random frames, and its parts."""
+    teacher = OctoTeacher(model, precision=precision, chunk_size=batch, dataset=dataset)
+    lowered, args = teacher.lower(random_frames(teacher, batch), INSTRUCTION, jax.random.key(0), samples)
+    seconds, call_ms, flops, used = compile_and_measure(lowered, args, repeats)
+    row = _row("fast", precision, batch, samples, seconds, call_ms, flops, used, peak)
+    parts = measure_parts(teacher, batch, samples, repeats)
+    row.stem_ms, row.t5_once_ms, row.head_ms = parts["stem"], parts["t5"], parts["head"]
+    row.transformer_ms = max(0.0, call_ms - parts["stem"] - parts["head"])
+    return row
+
+
+def profile_plain(model: OctoModel, batch: int, samples: int, peak: float, repeats: int) -> Row:
+    """Measures the straightforward path; samples are rows of their own."""
+    rows = batch * samples
+    camera = OctoTeacher(model, dataset=_any_dataset(model)).camera
+    shape = model.example_batch["observation"][camera].shape[2:]
+    frames = np.random.default_rng(0).integers(0, 256, (rows, 1, *shape), dtype=np.uint8)
+    observations = {camera: jnp.asarray(frames), "timestep_pad_mask": jnp.ones((rows, 1), bool)}
+    lowered, args = lower_sample_actions(model, observations, model.create_tasks(texts=[INSTRUCTION] * rows))
+    seconds, call_ms, flops, used = compile_and_measure(lowered, args, repeats)
+    return _row("plain", "float32", batch, samples, seconds, call_ms, flops, used, peak)
+
+
+def measure_parts(teacher: OctoTeacher, batch: int, samples: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of the image stem, of T5 with the language prefix (once per instruction), and of the head."""
+    module, params = teacher.module, {"params": teacher.params}
+    transformer, head = module.octo_transformer, module.heads["action"]
+    rgb = random_frames(teacher, batch)[:, None]
+    tasks = teacher.tasks(INSTRUCTION)
+
+    def stem(params: Any, rgb: jax.Array) -> Any:
+        def run(m: Any) -> list[Any]:
+            observations = {teacher.camera: rgb}
+            tokenizers = m.octo_transformer.observation_tokenizers.values()
+            groups = [tokenizer(observations, tasks, train=False) for tokenizer in tokenizers]
+            return [group.tokens for group in groups if group is not None]
+
+        return module.apply(params, method=run)
+
+    size = transformer.readouts[head.readout_key.removeprefix("readout_")]
+    tokens = jnp.zeros((batch, 1, size, transformer.token_embedding_size), transformer.dtype)
+    outputs = {head.readout_key: TokenGroup(tokens, jnp.ones(tokens.shape[:-1], bool))}
+
+    def sample(params: Any, outputs: Any, key: jax.Array) -> jax.Array:
+        return module.apply(
+            params,
+            method=lambda m: m.heads["action"].predict_action(outputs, rng=key, sample_shape=(samples,)),
+        )
+
+    stem, sample = jax.jit(stem), jax.jit(sample)
+    encode = jax.jit(lambda params, tasks: module.apply(params, tasks, method="encode_prefix"))
+    return {
+        "stem": median_ms(lambda: stem(params, rgb), repeats),
+        "t5": median_ms(lambda: encode(params, tasks), repeats),
+        "head": median_ms(lambda: sample(params, outputs, jax.random.key(0)), repeats),
+    }
+
+
+def random_frames(teacher: OctoTeacher, batch: int) -> jax.Array:
+    """Returns uint8 [batch, H, W, 3] of the model's own size."""
+    frames = np.random.default_rng(0).integers(0, 256, (batch, *teacher.image_size, 3), dtype=np.uint8)
+    return jnp.asarray(frames)
+
+
+def profile(
+    model: OctoModel,
+    batches: list[int],
+    precisions: list[str],
+    samples: list[int],
+    *,
+    plain: bool = False,
+    repeats: int = 5,
+    dataset: str | None = None,
+) -> Iterator[Row]:
+    """Yields one row after the other: `OctoTeacher` for every combination, and the plain path in float32."""
+    peaks = {precision: matmul_gflops(precision, repeats) for precision in {*precisions, "float32"}}
+    dataset = dataset or _any_dataset(model)
+    for batch in batches:
+        for count in samples:
+            for precision in precisions:
+                yield profile_fast(model, precision, batch, count, peaks[precision], repeats, dataset)
+            if plain:
+                yield profile_plain(model, batch, count, peaks["float32"], repeats)
+
+
+def _any_dataset(model: OctoModel) -> str | None:
+    statistics = model.dataset_statistics or {}
+    return None if "action" in statistics else next(iter(statistics), None)
+
+
+def _row(
+    path: str,
+    precision: str,
+    batch: int,
+    samples: int,
+    seconds: float,
+    call_ms: float,
+    flops: float,
+    used: int,
+    peak: float,
+) -> Row:
+    rate = flops / call_ms / 1e6
+    return Row(path, precision, batch, samples, seconds, call_ms, 1e3 * batch / call_ms, flops / 1e9, rate / peak, used)
+
+
+HEADER = (
+    f"{'path':<6}{'precision':<10}{'batch':>6}{'samples':>8}{'compile s':>11}{'ms/call':>10}{'frames/s':>10}"
+    f"{'GFLOP':>9}{'% matmul':>10}{'MiB':>8}{'stem ms':>9}{'T5 once':>9}{'transf.':>9}{'head':>8}"
+)
+
+
+def format_row(row: Row) -> str:
+    """Returns the row as a line under HEADER."""
+    parts = [row.stem_ms, row.t5_once_ms, row.transformer_ms, row.head_ms]
+    widths = (9, 9, 9, 8)
+    return (
+        f"{row.path:<6}{row.precision:<10}{row.batch:>6}{row.samples:>8}{row.compile_s:>11.1f}{row.call_ms:>10.1f}"
+        f"{row.frames_per_s:>10.1f}{row.gflop:>9.1f}{100 * row.matmul_share:>10.1f}{row.memory_bytes / 2**20:>8.0f}"
+        + "".join(
+            f"{'-' if part is None else f'{part:.1f}':>{width}}" for part, width in zip(parts, widths, strict=True)
+        )
+    )
+
+
+def _positive_ints(text: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = [0]
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive whole numbers such as 1,8")
+    return values
+
+
+def _precisions(text: str) -> list[str]:
+    values = text.split(",")
+    for value in values:
+        if value not in PRECISIONS:
+            raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(PRECISIONS)}")
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m octo_teacher.profile", description=__doc__.split("\n")[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="a checkpoint folder, or hf://owner/name")
+    source.add_argument("--architecture", choices=sorted(SIZES), help="random weights of a published size")
+    parser.add_argument("--batch", type=_positive_ints, default=[1, 8], help="batch sizes, e.g. 1,8")
+    parser.add_argument("--precision", type=_precisions, default=["float32"], help="float32, bfloat16 or both")
+    parser.add_argument("--samples", type=_positive_ints, default=[1], help="samples per frame, e.g. 1,10")
+    parser.add_argument("--plain", action="store_true", help="measure the straightforward path too")
+    parser.add_argument("--repeats", type=_positive_ints, default=[5], help="timed calls; the median counts")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--trace", metavar="DIR", help="write a JAX profiler trace of all this, for TensorBoard")
+    flags = parser.parse_args(argv)
+    try:
+        model = OctoModel.load_pretrained(flags.checkpoint) if flags.checkpoint else random_model(flags.architecture)
+        device = jax.devices()[0]
+        print(f"{device.device_kind}, {flags.checkpoint or flags.architecture}", file=sys.stderr)
+        rows = []
+        if not flags.json:
+            print(HEADER)
+        with jax.profiler.trace(flags.trace) if flags.trace else nullcontext():
+            for row in profile(
+                model, flags.batch, flags.precision, flags.samples, plain=flags.plain, repeats=flags.repeats[0]
+            ):
+                rows.append(row)
+                print(format_row(row), file=sys.stderr if flags.json else sys.stdout, flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if flags.json:
+        print(json.dumps({"device": device.device_kind, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+    if flags.trace:
+        print(f"Trace written: tensorboard --logdir {flags.trace}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
