@@ -1,7 +1,8 @@
 """Every setting of a training run, with the values of the paper (arXiv 2503.05833, section IV) and of the CPU profiles.
 
-A field that is None here takes its value from the profile (`profiles` below) once the machine is known: `paper` where there is a CUDA
-device, `cpu` or `cpu_state` elsewhere. A value set in a config file or on the command line always wins over the profile.
+A field that is None here takes its value from the profile (`profiles` below) once the machine is known: `paper` where
+there is a CUDA device, `cpu` or `cpu_state` elsewhere. A value set in a config file or on the command line always wins
+over the profile.
 """
 
 from ml_collections import ConfigDict, config_dict

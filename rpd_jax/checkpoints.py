@@ -12,8 +12,8 @@ from rpd_jax.errors import UserError
 class Checkpoints:
     """Checkpoints of one run, one per iteration number.
 
-    Orbax writes a checkpoint under a temporary name and renames it when it is complete, so that one cut short by a kill or a full disk is
-    never mistaken for a good one.
+    Orbax writes a checkpoint under a temporary name and renames it when it is complete, so that one cut short by a kill
+    or a full disk is never mistaken for a good one.
     """
 
     def __init__(self, directory: str | Path, keep: int):

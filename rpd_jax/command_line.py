@@ -14,8 +14,8 @@ from rpd_jax.interruption import Interrupted
 def run_command(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     """Parses absl flags and calls `main`.
 
-    Exits with status 2 and one sentence on wrong flags or a UserError, 130 when interrupted, and leaves the stack trace to everything else,
-    which is a mistake of ours.
+    Exits with status 2 and one sentence on wrong flags or a UserError, 130 when interrupted, and leaves the stack trace
+    to everything else, which is a mistake of ours.
     """
     try:
         app.run(lambda _: _guarded(main), argv=argv, flags_parser=_parse_flags)
@@ -29,7 +29,7 @@ def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
         return flag.value
     except OSError as error:
         text = " ".join(str(error).split())
-        raise UserError(f"--{flag.name} cannot be read: {text} Give a file like configs/push_cube_sparse.py.") from error
+        raise UserError(f"--{flag.name} cannot be read ({text}): give a file of configs/.") from error
 
 
 def _guarded(main: Callable[[], None]) -> None:

@@ -106,7 +106,7 @@ def label(rollout: Rollout, teacher: Teacher, instruction: str, key: jax.Array, 
 
 
 class _FrameBuffer:
-    """uint8 [T, N, H, W, 3], filled step by step: in host memory for a CPU backend's frames, on the device for a GPU's."""
+    """uint8 [T, N, H, W, 3], filled step by step; where the frames come from, in host memory or on the device."""
 
     def __init__(self, num_steps: int):
         self._num_steps = num_steps

@@ -47,7 +47,7 @@ def load_teacher(config: ConfigDict) -> Teacher:
 
 
 def find_checkpoint(name: str) -> str:
-    """Returns where a checkpoint is: `name` itself if it is a folder or a hub address, else the embedded one of that name.
+    """Returns where a checkpoint is: `name` itself if it is a folder or hub address, else the embedded one so called.
 
     Raises:
         UserError: there is neither.

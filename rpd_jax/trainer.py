@@ -57,9 +57,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
 class Trainer:
     """Everything a run owns, and its loop.
 
-    A run is a sequence of stretches that end with an evaluation or a checkpoint. Each begins with newly seeded episodes, and all randomness
-    of an iteration comes from the seed and the iteration's number. So a run that was killed and started again from a checkpoint goes through
-    the same states as one that was not.
+    A run is a sequence of stretches that end with an evaluation or a checkpoint. Each begins with newly seeded
+    episodes, and all randomness of an iteration comes from the seed and the iteration's number. So a run that was
+    killed and started again from a checkpoint goes through the same states as one that was not.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, console: Console, stack: contextlib.ExitStack):
@@ -191,7 +191,7 @@ class Trainer:
         return episodes.summary()
 
     def _measure_teacher(self) -> dict[str, float] | None:
-        """Success of the teacher's own actions in the same episodes as the final evaluation's; measured once per run."""
+        """Success of the teacher's own actions in the final evaluation's episodes; measured once per run."""
         path = self.workdir / "teacher.json"
         if path.exists():
             return json.loads(path.read_text())

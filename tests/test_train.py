@@ -78,7 +78,8 @@ def test_a_run_ends_with_success_rates_and_everything_on_disk(finished):
     assert rows[-1]["step"] == 96
     assert all(np.isfinite(row["train/distill_loss"]) for row in rows)
     assert [("eval/success" in row) for row in rows] == [False, True] * 3
-    for name in ("config.json", "results.json", "teacher.json", "curve.png", "videos/student.mp4", "videos/teacher.mp4"):
+    files = ("config.json", "results.json", "teacher.json", "curve.png", "videos/student.mp4", "videos/teacher.mp4")
+    for name in files:
         assert (workdir / name).stat().st_size > 0, name
     assert list((workdir / "tensorboard").iterdir())
 

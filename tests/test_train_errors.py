@@ -33,7 +33,7 @@ CONFIG = "--config=configs/push_cube_sparse.py"
         (["--config=configs/push_cub_sparse.py"], "configs/push_cub_sparse.py"),
         ([], "--config"),
         ([CONFIG, "--config.algorithm=rpd"], "did you mean 'rpd_mse'?"),
-        ([CONFIG, "--config.teacher.checkpoint=/no/such/folder"], "teacher.checkpoint='/no/such/folder' is not a folder"),
+        ([CONFIG, "--config.teacher.checkpoint=/no/such"], "teacher.checkpoint='/no/such' is not a folder"),
     ],
 )
 def test_one_sentence(arguments, sentence, tmp_path):

@@ -47,5 +47,5 @@ def test_a_damaged_checkpoint_gives_one_sentence(tmp_path):
     for path in (tmp_path / "1" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read.*remove that folder"):
+    with pytest.raises(UserError, match=r"cannot be read .*: remove that folder"):
         Checkpoints(tmp_path, keep=2).restore(make_tree(0.0))
