@@ -69,6 +69,58 @@ def push_cube(poses: Poses) -> np.ndarray:
     return _action(move, CLOSED)
 
 
+def pull_cube(poses: Poses) -> np.ndarray:
+    """Goes down beyond the cube with closed fingers and pulls it along -x."""
+    tcp, cube = poses["tcp"][:3], poses["obj"][:3]
+    beyond, aside = tcp[0] - cube[0], cube[1] - tcp[1]
+    if beyond > 0.015 and abs(aside) < 0.025 and tcp[2] < 0.065:
+        return _action([-0.7, aside / 0.05, (0.02 - tcp[2]) / 0.05], CLOSED)
+    over_far_side = beyond > 0.04 and abs(aside) < 0.03
+    move = _towards([cube[0] + 0.06, cube[1], 0.02 if over_far_side else 0.09], tcp)
+    move[0] = min(move[0], np.clip((0.18 - tcp[0]) / 0.1, 0.1, 1.0))
+    return _action(move, CLOSED)
+
+
+def pick_cube(poses: Poses) -> np.ndarray:
+    """Grasps the cube from above and carries it to the goal."""
+    grasp = _grasp(poses["tcp"][:3], poses["cube"][:3], poses["fingers"])
+    if grasp is not None:
+        return grasp
+    return _action((poses["goal_site"][:3] - poses["cube"][:3]) / 0.07, CLOSED)
+
+
+def stack_cube(poses: Poses) -> np.ndarray:
+    """Grasps cube A from above, sets it down on cube B and lets go."""
+    tcp, cube, base = poses["tcp"][:3], poses["cubeA"][:3], poses["cubeB"][:3]
+    offset = cube - base
+    aside = np.linalg.norm(offset[:2])
+    if aside < 0.015 and offset[2] < 0.0435:
+        return _action([0.0, 0.0, 0.0 if poses["fingers"].min() < 0.03 else 0.5], OPEN)
+    grasp = _grasp(tcp, cube, poses["fingers"])
+    if grasp is not None:
+        return grasp
+    height = 0.038 if aside < 0.012 else 0.075
+    move = (base + np.array([0.0, 0.0, height]) - cube) / 0.06
+    # Near the other cube sideways only above it.
+    if 0.012 < aside < 0.12 and offset[2] < 0.055:
+        move[:2] = 0.0
+    return _action(move, CLOSED)
+
+
+def _grasp(tcp: np.ndarray, cube: np.ndarray, fingers: np.ndarray) -> np.ndarray | None:
+    """The action that brings the cube between closed fingers; None once it is there."""
+    offset = cube - tcp
+    aside = np.linalg.norm(offset[:2])
+    if aside < 0.02 and abs(offset[2]) < 0.015:
+        return None if fingers.max() < 0.032 else _action(_towards(cube, tcp), CLOSED)
+    if aside < 0.02:
+        return _action(_towards(cube, tcp), OPEN)
+    return _action(_towards([cube[0], cube[1], max(cube[2] + 0.06, min(tcp[2], 0.1))], tcp), OPEN)
+
+
 EXPERTS: dict[str, Expert] = {
+    "PickCube-v1": Expert(("cube", "goal_site"), pick_cube),
+    "PullCube-v1": Expert(("obj",), pull_cube),
     "PushCube-v1": Expert(("obj",), push_cube),
+    "StackCube-v1": Expert(("cubeA", "cubeB"), stack_cube),
 }

@@ -35,6 +35,11 @@ def test_push_cube_expert_succeeds_every_time_in_about_ten_steps():
     assert np.mean(lengths) < 13
 
 
+@pytest.mark.parametrize("task", ["PickCube-v1", "PullCube-v1", "StackCube-v1"])
+def test_cube_experts_succeed_every_time(task):
+    assert len(play(task, range(500, 506))) == 6
+
+
 def test_push_cube_expert_goes_behind_the_cube_before_it_pushes():
     act = find_expert("PushCube-v1").act
     cube = np.array([0.05, 0.02, 0.02, 1, 0, 0, 0])
