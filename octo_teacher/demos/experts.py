@@ -14,6 +14,8 @@ import numpy as np
 from rpd_jax.errors import UserError
 
 OPEN, CLOSED = 1.0, -1.0
+# Commands fingers 4 cm apart: about a peg of 5 cm a grip in which it can turn.
+LOOSE = 0.2
 Poses = Mapping[str, np.ndarray]
 
 
@@ -107,6 +109,58 @@ def stack_cube(poses: Poses) -> np.ndarray:
     return _action(move, CLOSED)
 
 
+def roll_ball(poses: Poses) -> np.ndarray:
+    """Grips the ball, carries it towards the goal at full speed and lets go on the way.
+
+    The robot stands at y = 1 m and looks along -y, so its axes (x, y) are the world's (-y, x).
+    """
+    tcp, ball, goal = poses["tcp"][:3], poses["ball"][:3], poses["goal_region"][:3]
+    offset = ball - tcp
+    aside = np.linalg.norm(offset[:2])
+    if ball[1] < 0.36:
+        move, gripper = goal - ball, OPEN
+        move = move / np.abs(move).max() if aside < 0.04 else np.zeros(3)
+    elif aside < 0.025 and abs(offset[2]) < 0.02:
+        gripped = poses["fingers"].max() < 0.0365
+        move = goal - ball if gripped else np.zeros(3)
+        move, gripper = move / max(np.abs(move).max(), 1e-6), CLOSED
+    else:
+        height = 0.035 if aside < 0.015 else 0.1
+        move, gripper = _towards([ball[0], ball[1], height], tcp), OPEN
+    if gripper == CLOSED or ball[1] < 0.36:
+        move[2] = (0.036 - tcp[2]) / 0.05
+    return _action([-move[1], move[0], move[2]], gripper)
+
+
+def lift_peg_upright(poses: Poses) -> np.ndarray:
+    """Grips the far end of the peg loosely, swings it up about the near end, and lets go."""
+    tcp, peg = poses["tcp"][:3], poses["peg"][:3]
+    w, x, y, z = poses["peg"][3:]
+    axis = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
+    if axis[0] < 0 and axis[2] < 0.5:
+        axis = -axis
+    tilt = np.arctan2(axis[2], axis[0])
+    # Beyond x = 0.17 m the arm has no solution near the table.
+    grip = np.clip(0.17 - (peg[0] if tilt < 0.1 else 0.0), 0.06, 0.09)
+    at = peg + grip * axis
+    offset = at - tcp
+    if tilt < 0.05:
+        if np.linalg.norm(offset[:2]) > 0.02:
+            return _action(_towards([at[0], at[1], at[2] + 0.07], tcp), OPEN)
+        if abs(offset[2]) > 0.015:
+            return _action(_towards(at, tcp), OPEN)
+        if poses["fingers"].max() > 0.03:
+            return _action(_towards(at, tcp), LOOSE)
+    turn = np.clip(np.pi / 2 - tilt, -0.25, 0.25)
+    pivot = peg - 0.12 * axis
+    lever = tcp - pivot
+    turned = np.array(
+        [np.cos(turn) * lever[0] - np.sin(turn) * lever[2], lever[1], np.sin(turn) * lever[0] + np.cos(turn) * lever[2]]
+    )
+    pivot[2] = 0.025 * max(np.cos(tilt + turn), 0.0)
+    return _action((pivot + turned - tcp) / 0.05, LOOSE)
+
+
 def _grasp(tcp: np.ndarray, cube: np.ndarray, fingers: np.ndarray) -> np.ndarray | None:
     """The action that brings the cube between closed fingers; None once it is there."""
     offset = cube - tcp
@@ -119,8 +173,10 @@ def _grasp(tcp: np.ndarray, cube: np.ndarray, fingers: np.ndarray) -> np.ndarray
 
 
 EXPERTS: dict[str, Expert] = {
+    "LiftPegUpright-v1": Expert(("peg",), lift_peg_upright),
     "PickCube-v1": Expert(("cube", "goal_site"), pick_cube),
     "PullCube-v1": Expert(("obj",), pull_cube),
     "PushCube-v1": Expert(("obj",), push_cube),
+    "RollBall-v1": Expert(("ball", "goal_region"), roll_ball),
     "StackCube-v1": Expert(("cubeA", "cubeB"), stack_cube),
 }
