@@ -36,7 +36,7 @@ def exact():
 @pytest.mark.parametrize(("fraction", "mean", "visible"), [(0.15, 0.5, 0.01), (0.07, 1.0, 0.02)])
 def test_fewer_triangles_give_nearly_the_same_picture(exact, fraction, mean, visible):
     env = make_task_env("PushCube-v1", 128, mesh_detail=fraction)
-    assert _robot(env) == pytest.approx(fraction * _robot(exact), rel=0.05)
+    assert _robot(env) == pytest.approx(fraction * _robot(exact), rel=0.1)  # parts of under 300 triangles stay whole
     difference = np.abs(_pictures(env) - _pictures(exact))
     assert difference.mean() < mean
     assert (difference.max(axis=-1) > 8).mean() < visible
