@@ -1,6 +1,6 @@
 r"""Trains an Octo on recorded demos; the defaults made the teacher in octo_teacher/pretrained/octo-nano-push-cube.
 
-    python -m octo_teacher.demos record --task PushCube-v1 --episodes 200 --mesh-detail 0.15 --noise 0.6 \
+    python -m octo_teacher.demos record --task PushCube-v1 --episodes 400 --mesh-detail 0.15 --noise 0.6 \
         -o demos/push_cube.h5
     python finetune_octo.py --config=configs/finetune_octo.py --workdir=runs/octo-nano
 
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.demos = "demos/push_cube.h5"
     config.held_out = 0.1
     config.batch_size = 64
-    config.steps = 4000
+    config.steps = 3000
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-3
@@ -47,8 +47,8 @@ def get_config() -> ConfigDict:
     config.augment.hue = 0.05
 
     config.log_every = 50
-    config.validate_every = 500
-    config.save_every = 500
+    config.validate_every = 250
+    config.save_every = 250
     # Threads that prepare batches; frames are in memory, so few are enough.
     config.data_threads = 2
     return config

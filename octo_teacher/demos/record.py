@@ -172,7 +172,8 @@ def play_episode(env, task: str, seed: int, noise: float = 0.0) -> Episode:
     rng = np.random.default_rng([seed, 1])
     strength = float(rng.uniform(0.0, noise)) if noise else 0.0
     started = time.perf_counter()
-    obs, _ = env.reset(seed=seed)
+    # PhysX carries solver state from one episode into the next; a rebuilt scene makes the seed alone decide.
+    obs, _ = env.reset(seed=seed, options={"reconfigure": True})
     rgb, states = [_to_rgb(frames(obs))], [_to_numpy(env.unwrapped.get_state_dict())]
     actions, executed, rewards, success, terminated, truncated = [], [], [], [], [], []
     while True:
