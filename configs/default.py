@@ -35,9 +35,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.student = ConfigDict()
     c.student.observation = "rgb"  # rgb | rgb+state | state
     c.student.image_size = config_dict.placeholder(int)  # px; frames are resized to it inside the student
-    c.student.encoder = config_dict.placeholder(
-        str
-    )  # nature: the paper's CNN | keypoint: a small CNN with a spatial softmax
+    c.student.encoder = config_dict.placeholder(str)  # nature: the paper's CNN | small: half its channels
     c.student.initial_log_std = config_dict.placeholder(float)
     c.student.value_stop_gradient = config_dict.placeholder(bool)  # the critic's loss does not train the encoder
 
@@ -75,6 +73,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.distill.coef_final = 0.0
     c.distill.anneal_steps = config_dict.placeholder(int)
     c.distill.num_samples = 10  # teacher samples per frame for ppd; the other algorithms take one
+    c.distill.averaged = config_dict.placeholder(int)  # each label is the mean of so many teacher samples
     c.distill.std_floor = 0.01  # ppd: the least standard deviation of the teacher's samples
     c.distill.replay = config_dict.placeholder(int)  # labelled frames kept for the distillation term; 0: none
     c.distill.replay_batch = config_dict.placeholder(int)  # kept frames added to each minibatch's distillation term
@@ -120,6 +119,7 @@ def _paper_profile() -> dict:
         "distill": {
             "schedule": "constant",
             "anneal_steps": 0,
+            "averaged": 1,
             "replay": 0,
             "replay_batch": 0,
             "replay_coef": 0.0,
@@ -138,7 +138,7 @@ def _cpu_profile() -> dict:
         "env": {"num_envs": 16, "image_size": 128, "mesh_detail": 0.15},
         "student": {
             "image_size": 128,
-            "encoder": "keypoint",
+            "encoder": "small",
             "initial_log_std": -1.2,
             "value_stop_gradient": True,
         },
@@ -149,12 +149,13 @@ def _cpu_profile() -> dict:
             "num_minibatches": 8,
             "learning_rate": 5e-4,
             "learning_rate_final": 1e-4,
-            "target_kl": 0.2,
+            "target_kl": 0.0,
             "advantage_std_floor": 0.1,
         },
         "distill": {
             "schedule": "cosine",
             "anneal_steps": 60_000,
+            "averaged": 8,
             "replay": 20_000,
             "replay_batch": 128,
             "replay_coef": 1.0,

@@ -12,7 +12,8 @@ from rpd_jax.errors import UserError
 from rpd_jax.losses import gaussian_log_prob
 
 OBSERVATIONS = ("rgb", "rgb+state", "state")
-ENCODERS = ("nature", "keypoint")
+# Channels of the three convolutions: the paper's, and half of them, which learns as well from 128 px at 0.4x the work.
+ENCODERS = {"nature": (32, 64, 64), "small": (16, 32, 32)}
 DTYPES = ("float32", "bfloat16")  # of the convolutions; all else is float32
 # Below, NatureCNN's third convolution has nothing left to look at.
 SMALLEST_IMAGE = 36
@@ -52,46 +53,21 @@ class FanInDense(nn.Module):
         return inputs @ kernel + self.param("bias", init, (self.features,))
 
 
-class NatureEncoder(nn.Module):
+class ConvEncoder(nn.Module):
     """Convolutions of the DQN paper (Mnih et al. 2015): pixels in [0, 1] [B, H, W, 3] -> features [B, 256]."""
 
+    channels: tuple[int, int, int]
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
+        first, second, third = self.channels
         hidden = pixels.astype(self.dtype)
-        hidden = nn.relu(Conv(32, 8, 4, name="conv1")(hidden))
-        hidden = nn.relu(Conv(64, 4, 2, name="conv2")(hidden))
-        hidden = nn.relu(Conv(64, 3, 1, name="conv3")(hidden))
+        hidden = nn.relu(Conv(first, 8, 4, name="conv1")(hidden))
+        hidden = nn.relu(Conv(second, 4, 2, name="conv2")(hidden))
+        hidden = nn.relu(Conv(third, 3, 1, name="conv3")(hidden))
         hidden = hidden.reshape(hidden.shape[0], -1).astype(jnp.float32)
         return nn.relu(FanInDense(256, name="dense")(hidden))
-
-
-class KeypointEncoder(nn.Module):
-    """Convolutions that report where each feature is: pixels in [0, 1] [B, H, W, 3] -> features [B, 256].
-
-    Spatial softmax (Finn et al. 2016): per channel the expected image coordinates in [−1, 1] under the softmax of
-    the activations with a learned temperature, and besides them the largest and the mean activation. Small objects
-    are localised after few samples, where a dense layer over all positions must see each position first.
-    """
-
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, pixels: jax.Array) -> jax.Array:
-        hidden = pixels.astype(self.dtype)
-        hidden = nn.relu(Conv(16, 8, 4, name="conv1")(hidden))
-        hidden = nn.relu(Conv(32, 3, 1, name="conv2")(hidden))
-        hidden = Conv(32, 3, 1, name="conv3")(hidden).astype(jnp.float32)
-        batch, height, width, channels = hidden.shape
-        hidden = hidden.reshape(batch, height * width, channels)
-        log_temperature = self.param("log_temperature", nn.initializers.zeros, (channels,))
-        attention = nn.softmax(hidden * jnp.exp(-log_temperature), axis=1)
-        y, x = jnp.meshgrid(jnp.linspace(-1, 1, height), jnp.linspace(-1, 1, width), indexing="ij")
-        coordinates = jnp.stack([x.ravel(), y.ravel()], axis=-1)
-        expected = jnp.einsum("bpc,pk->bck", attention, coordinates).reshape(batch, 2 * channels)
-        features = jnp.concatenate([expected, jnp.max(hidden, axis=1), jnp.mean(hidden, axis=1)], axis=-1)
-        return nn.relu(FanInDense(256, name="dense")(features))
 
 
 class Head(nn.Module):
@@ -113,7 +89,7 @@ class ActorCritic(nn.Module):
     Attributes:
         action_dim: A.
         observation: what it sees: "rgb", "rgb+state" or "state".
-        encoder: "nature" or "keypoint".
+        encoder: "nature" or "small".
         image_size: frames are resized to this height and width.
         initial_log_std: log σ at the start.
         value_stop_gradient: keep the gradient of the value loss out of the encoder.
@@ -172,7 +148,7 @@ class ActorCritic(nn.Module):
         if self.encoder not in ENCODERS:
             raise ValueError(f"encoder={self.encoder!r} is not one of {ENCODERS}")
         if "rgb" in self.observation:
-            self.image_encoder = {"nature": NatureEncoder, "keypoint": KeypointEncoder}[self.encoder](self.dtype)
+            self.image_encoder = ConvEncoder(ENCODERS[self.encoder], self.dtype)
         if self.observation == "rgb+state":
             self.state_encoder = FanInDense(256)
         if self.observation == "state":

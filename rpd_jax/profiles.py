@@ -14,7 +14,7 @@ _CHOICES = {
     "env.reward_mode": ("sparse", "normalized_dense"),
     "env.backend": ("auto", "cpu", "gpu"),
     "student.observation": ("rgb", "rgb+state", "state"),
-    "student.encoder": ("nature", "keypoint"),
+    "student.encoder": ("nature", "small"),
     "teacher.name": ("octo",),
     "teacher.precision": ("float32", "bfloat16"),
     "distill.schedule": ("constant", "cosine"),

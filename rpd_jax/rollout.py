@@ -98,11 +98,24 @@ def collect(
     return rollout, position, {name: np.array(values, np.float32) for name, values in episodes.items()}
 
 
-def label(rollout: Rollout, teacher: Teacher, instruction: str, key: jax.Array, num_samples: int) -> Rollout:
-    """Returns the rollout with `teacher_actions` float32 [S, T, N, A]: each of its frames labelled once."""
+def label(
+    rollout: Rollout, teacher: Teacher, instruction: str, key: jax.Array, num_samples: int, averaged: int = 1
+) -> Rollout:
+    """Returns the rollout with `teacher_actions` float32 [S, T, N, A]: each of its frames labelled once.
+
+    Args:
+        rollout: T steps of N environments.
+        teacher: labels the frames.
+        instruction: what the teacher is told to do.
+        key: of the teacher's samples.
+        num_samples: S.
+        averaged: each label is the mean of so many of the teacher's samples; more of them, less noise in the label.
+    """
     num_steps, num_envs, *frame_shape = rollout.rgb.shape
-    actions = teacher.act(rollout.rgb.reshape(num_steps * num_envs, *frame_shape), instruction, key, num_samples)
-    return rollout.replace(teacher_actions=actions.reshape(num_samples, num_steps, num_envs, -1))
+    frames = rollout.rgb.reshape(num_steps * num_envs, *frame_shape)
+    actions = teacher.act(frames, instruction, key, num_samples * averaged)
+    actions = actions.reshape(averaged, num_samples, num_steps, num_envs, -1).mean(axis=0)
+    return rollout.replace(teacher_actions=actions)
 
 
 class _FrameBuffer:

@@ -137,8 +137,14 @@ class Trainer:
                     )
                 with clock.stage("label"):
                     if self.teacher and coef > 0.0:
-                        num_samples = self.learner.num_samples
-                        frames = rollout.label(frames, self.teacher, self.instruction, teacher_key, num_samples)
+                        frames = rollout.label(
+                            frames,
+                            self.teacher,
+                            self.instruction,
+                            teacher_key,
+                            self.learner.num_samples,
+                            config.distill.averaged,
+                        )
                         self.replay = self.learner.extend_replay(self.replay, frames)
                         jax.block_until_ready(frames.teacher_actions)
                 with clock.stage("update"):

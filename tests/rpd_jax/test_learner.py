@@ -259,7 +259,7 @@ def test_replayed_frames_train_the_student():
     learner = make_learner(
         **{
             "student.observation": "rgb+state",
-            "student.encoder": "keypoint",
+            "student.encoder": "small",
             "distill.replay": 80,
             "distill.replay_batch": 30,
             "distill.augment": 2,
@@ -286,7 +286,7 @@ def test_replayed_frames_train_the_student():
 
 def test_frames_of_another_size_are_resized_once_for_update_and_replay():
     """Doubled pixels, seen by a student of half the size, are the same update as the frames themselves."""
-    config = {"student.encoder": "keypoint", "distill.replay": 60, "distill.replay_batch": 6, "ppo.update_epochs": 1}
+    config = {"student.encoder": "small", "distill.replay": 60, "distill.replay_batch": 6, "ppo.update_epochs": 1}
     learner = make_learner(**config)
     params = learner.init(jax.random.key(0), EXPECTED["obs"][0]).params
     losses = []

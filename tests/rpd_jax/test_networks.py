@@ -46,7 +46,7 @@ def test_resized_pixel_is_the_mean_over_its_area():
 
 
 @pytest.mark.parametrize("observation", ["rgb", "rgb+state", "state"])
-@pytest.mark.parametrize("encoder", ["nature", "keypoint"])
+@pytest.mark.parametrize("encoder", ["nature", "small"])
 def test_policy_sees_what_the_observation_names(observation, encoder):
     network = ActorCritic(7, observation, encoder, image_size=64)
     params = network.init(jax.random.key(0), FRAMES, STATE)
@@ -101,30 +101,6 @@ def test_value_gradient_enters_the_encoder_only_if_allowed(stop):
     grads = jax.grad(lambda params: network.apply(params, FRAMES)[2].sum())(params)["params"]
     assert all(np.any(leaf) != stop for leaf in jax.tree.leaves(grads["image_encoder"]))
     assert np.any(grads["critic"]["hidden"]["kernel"])
-
-
-def test_keypoints_follow_an_object():
-    """A filter that fires on bright pixels reports the place of a bright square by its first coordinates."""
-    network = ActorCritic(7, encoder="keypoint", image_size=64)
-    params = jax.tree.map(jnp.zeros_like, network.init(jax.random.key(0), FRAMES))
-    encoder = params["params"]["image_encoder"]
-    for name in ("conv1", "conv2", "conv3"):
-        size = encoder[name]["kernel"].shape[0]
-        encoder[name]["kernel"] = encoder[name]["kernel"].at[:, :, 0, 0].set(100.0 / size**2)
-    # The dense layer hands on x and y of channel 0, shifted by one to pass the ReLU.
-    encoder["dense"]["kernel"] = encoder["dense"]["kernel"].at[0, 0].set(1.0).at[1, 1].set(1.0)
-    encoder["dense"]["bias"] = encoder["dense"]["bias"] + 1.0
-
-    def place(row, column):
-        frame = np.zeros((1, 64, 64, 3), np.uint8)
-        frame[0, row : row + 8, column : column + 8] = 255
-        _, captured = network.apply(params, frame, capture_intermediates=True)
-        x, y = captured["intermediates"]["image_encoder"]["__call__"][0][0, :2] - 1.0
-        return float(x), float(y)
-
-    left, right, top, bottom = place(28, 12), place(28, 44), place(12, 28), place(44, 28)
-    assert left[0] < -0.3 < 0.3 < right[0] and left[1] == pytest.approx(right[1], abs=1e-3)
-    assert top[1] < -0.3 < 0.3 < bottom[1] and top[0] == pytest.approx(bottom[0], abs=1e-3)
 
 
 def test_unknown_options_are_errors():
