@@ -31,7 +31,10 @@ INSTRUCTION = "push the cube away from the robot base"
 
 @dataclasses.dataclass
 class Row:
-    """One line of the table; times in milliseconds, memory in bytes, parts None where they were not measured."""
+    """One line of the table; times in milliseconds, memory in bytes, parts None where they were not measured.
+
+    `cpu_ms` is the processor time of a call: on a crowded machine it tells more than the time on the clock.
+    """
 
     path: str
     precision: str
@@ -39,6 +42,7 @@ class Row:
     samples: int
     compile_s: float
     call_ms: float
+    cpu_ms: float
     frames_per_s: float
     gflop: float
     matmul_share: float
@@ -71,15 +75,16 @@ def random_model(name: str) -> OctoModel:
     return OctoModel.from_config(config, batch, text_processor=FixedIds(tokens))
 
 
-def median_ms(call: Callable[[], Any], repeats: int) -> float:
-    """Median time of `call` after one warm-up call, milliseconds."""
+def median_ms(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median time on the clock, and of the processor, of `call` after one warm-up call, milliseconds."""
     jax.block_until_ready(call())
-    times = []
+    clock, processor = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+        clock.append(time.perf_counter() - start[0])
+        processor.append(time.process_time() - start[1])
+    return 1e3 * statistics.median(clock), 1e3 * statistics.median(processor)
 
 
 def matmul_gflops(precision: str, repeats: int) -> float:
@@ -87,18 +92,18 @@ def matmul_gflops(precision: str, repeats: int) -> float:
     size = 1024 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((size, size), PRECISIONS[precision])
     product = jax.jit(lambda x: x @ x)
-    return 2 * size**3 / median_ms(lambda: product(x), repeats) / 1e6
+    return 2 * size**3 / median_ms(lambda: product(x), repeats)[0] / 1e6
 
 
 def compile_and_measure(lowered: jax.stages.Lowered, args: tuple[Any, ...], repeats: int) -> tuple[Any, ...]:
-    """Returns seconds to compile, milliseconds per call, FLOPs, and bytes of arguments, outputs and scratch memory."""
+    """Returns seconds to compile, milliseconds per call (clock, processor), FLOPs, and bytes that a call holds."""
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes if memory else 0
     flops = float((lowered.cost_analysis() or {}).get("flops", float("nan")))
-    return seconds, median_ms(lambda: compiled(*args), repeats), flops, used
+    return seconds, *median_ms(lambda: compiled(*args), repeats), flops, used
 
 
 def profile_fast(
@@ -107,8 +112,8 @@ def profile_fast(
     """Measures `OctoTeacher` on random frames, and its parts."""
     teacher = OctoTeacher(model, precision=precision, chunk_size=batch, dataset=dataset)
     lowered, args = teacher.lower(random_frames(teacher, batch), INSTRUCTION, jax.random.key(0), samples)
-    seconds, call_ms, flops, used = compile_and_measure(lowered, args, repeats)
-    row = _row("fast", precision, batch, samples, seconds, call_ms, flops, used, peak)
+    seconds, call_ms, cpu_ms, flops, used = compile_and_measure(lowered, args, repeats)
+    row = _row("fast", precision, batch, samples, seconds, call_ms, cpu_ms, flops, used, peak)
     parts = measure_parts(teacher, batch, samples, repeats)
     row.stem_ms, row.t5_once_ms, row.head_ms = parts["stem"], parts["t5"], parts["head"]
     row.transformer_ms = max(0.0, call_ms - parts["stem"] - parts["head"])
@@ -123,8 +128,8 @@ def profile_plain(model: OctoModel, batch: int, samples: int, peak: float, repea
     frames = np.random.default_rng(0).integers(0, 256, (rows, 1, *shape), dtype=np.uint8)
     observations = {camera: jnp.asarray(frames), "timestep_pad_mask": jnp.ones((rows, 1), bool)}
     lowered, args = lower_sample_actions(model, observations, model.create_tasks(texts=[INSTRUCTION] * rows))
-    seconds, call_ms, flops, used = compile_and_measure(lowered, args, repeats)
-    return _row("plain", "float32", batch, samples, seconds, call_ms, flops, used, peak)
+    seconds, call_ms, cpu_ms, flops, used = compile_and_measure(lowered, args, repeats)
+    return _row("plain", "float32", batch, samples, seconds, call_ms, cpu_ms, flops, used, peak)
 
 
 def measure_parts(teacher: OctoTeacher, batch: int, samples: int, repeats: int) -> dict[str, float]:
@@ -156,9 +161,9 @@ def measure_parts(teacher: OctoTeacher, batch: int, samples: int, repeats: int) 
     stem, sample = jax.jit(stem), jax.jit(sample)
     encode = jax.jit(lambda params, tasks: module.apply(params, tasks, method="encode_prefix"))
     return {
-        "stem": median_ms(lambda: stem(params, rgb), repeats),
-        "t5": median_ms(lambda: encode(params, tasks), repeats),
-        "head": median_ms(lambda: sample(params, outputs, jax.random.key(0)), repeats),
+        "stem": median_ms(lambda: stem(params, rgb), repeats)[0],
+        "t5": median_ms(lambda: encode(params, tasks), repeats)[0],
+        "head": median_ms(lambda: sample(params, outputs, jax.random.key(0)), repeats)[0],
     }
 
 
@@ -201,17 +206,19 @@ def _row(
     samples: int,
     seconds: float,
     call_ms: float,
+    cpu_ms: float,
     flops: float,
     used: int,
     peak: float,
 ) -> Row:
     rate = flops / call_ms / 1e6
-    return Row(path, precision, batch, samples, seconds, call_ms, 1e3 * batch / call_ms, flops / 1e9, rate / peak, used)
+    frames = 1e3 * batch / call_ms
+    return Row(path, precision, batch, samples, seconds, call_ms, cpu_ms, frames, flops / 1e9, rate / peak, used)
 
 
 HEADER = (
-    f"{'path':<6}{'precision':<10}{'batch':>6}{'samples':>8}{'compile s':>11}{'ms/call':>10}{'frames/s':>10}"
-    f"{'GFLOP':>9}{'% matmul':>10}{'MiB':>8}{'stem ms':>9}{'T5 once':>9}{'transf.':>9}{'head':>8}"
+    f"{'path':<6}{'precision':<10}{'batch':>6}{'samples':>8}{'compile s':>11}{'ms/call':>10}{'CPU ms':>10}"
+    f"{'frames/s':>10}{'GFLOP':>9}{'% matmul':>10}{'MiB':>8}{'stem ms':>9}{'T5 once':>9}{'transf.':>9}{'head':>8}"
 )
 
 
@@ -220,7 +227,7 @@ def format_row(row: Row) -> str:
     parts = [row.stem_ms, row.t5_once_ms, row.transformer_ms, row.head_ms]
     widths = (9, 9, 9, 8)
     return (
-        f"{row.path:<6}{row.precision:<10}{row.batch:>6}{row.samples:>8}{row.compile_s:>11.1f}{row.call_ms:>10.1f}"
+        f"{row.path:<6}{row.precision:<10}{row.batch:>6}{row.samples:>8}{row.compile_s:>11.1f}{row.call_ms:>10.1f}{row.cpu_ms:>10.1f}"
         f"{row.frames_per_s:>10.1f}{row.gflop:>9.1f}{100 * row.matmul_share:>10.1f}{row.memory_bytes / 2**20:>8.0f}"
         + "".join(
             f"{'-' if part is None else f'{part:.1f}':>{width}}" for part, width in zip(parts, widths, strict=True)
