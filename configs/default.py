@@ -62,7 +62,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.ppo.entropy_coef = 0.0
     c.ppo.value_coef = 0.5
     c.ppo.max_grad_norm = 0.5
-    c.ppo.adam_eps = 1e-5
+    c.ppo.adam_eps = config_dict.placeholder(float)
     c.ppo.target_kl = config_dict.placeholder(float)  # 0: no early stop
     c.ppo.normalize_advantages = True
     c.ppo.advantage_std_floor = config_dict.placeholder(float)  # advantages are divided by max(std, floor)
@@ -113,6 +113,7 @@ def _paper_profile() -> dict:
             "num_minibatches": 48,
             "learning_rate": 3e-4,
             "learning_rate_final": 3e-4,
+            "adam_eps": 1e-5,
             "target_kl": 0.2,
             "advantage_std_floor": 0.0,
         },
@@ -149,6 +150,7 @@ def _cpu_profile() -> dict:
             "num_minibatches": 8,
             "learning_rate": 5e-4,
             "learning_rate_final": 1e-4,
+            "adam_eps": 1e-8,
             "target_kl": 0.0,
             "advantage_std_floor": 0.1,
         },

@@ -102,3 +102,10 @@ def write_video(path: Path, videos: list[np.ndarray], columns: int = 4, fps: int
     frames = np.concatenate(rows, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio.mimwrite(path, list(frames), fps=fps, macro_block_size=1, quality=7)
+
+
+def write_filmstrip(path: Path, video: np.ndarray, frames: int = 6) -> None:
+    """Writes evenly spaced frames of a video uint8 [T, H, W, 3], first and last included, side by side as a PNG."""
+    moments = np.linspace(0, len(video) - 1, frames).round().astype(int)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio.imwrite(path, np.concatenate(video[moments], axis=1))

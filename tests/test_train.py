@@ -120,12 +120,17 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path):
     workdir = tmp_path / "stopped"
     long = {"total_steps": 16_000, "checkpoint.every": 1000, "eval.every": 1000, "teacher.eval_episodes": 0}
     process = subprocess.Popen(
-        command(workdir, **long), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(workdir, **long),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     metrics = workdir / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, process)
     start = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the environments' workers get it too
     out, err = process.communicate(timeout=60)
     assert time.monotonic() - start < 30  # the promise of the docs, not a measurement
     assert process.returncode == 130, err

@@ -102,8 +102,9 @@ def _die_with_parent(lifeline: int) -> None:
 
 
 def main(commands: int, lifeline: int, memory: int) -> None:
-    # Ctrl-C reaches the whole process group; the trainer decides when its workers end.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
     connection = Connection(commands)
     worker = _Worker(memory)

@@ -48,6 +48,10 @@ def test_every_environment_runs_its_share_of_whole_episodes(tmp_path):
     summary = episodes.summary()
     assert (summary["success"], summary["episodes"]) == (1.0, 4.0)
 
+    evaluation.write_filmstrip(tmp_path / "strip.png", episodes.videos[0], frames=3)
+    strip = evaluation.imageio.imread(tmp_path / "strip.png")
+    np.testing.assert_array_equal(strip[:, :16], episodes.videos[0][0])
+    np.testing.assert_array_equal(strip[:, -16:], episodes.videos[0][-1])
     path = tmp_path / "videos" / "expert.mp4"
     evaluation.write_video(path, episodes.videos)
     frames = evaluation.imageio.mimread(path)
