@@ -65,7 +65,7 @@ class HFTokenizer:
                         source = str(candidate)
                         break
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                self._tokenizer = _from_cache_or_hub(AutoTokenizer, source)
             except Exception as error:  # transformers raises many types, from OSError to JSON errors
                 cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise UserError(
@@ -73,6 +73,19 @@ class HFTokenizer:
                     f"of that name in the checkpoint, or make the Hugging Face hub reachable ({cause})"
                 ) from None
         return self._tokenizer
+
+
+def _from_cache_or_hub(loader: Any, source: str) -> Any:
+    """Loads without the network if it can, and asks the hub once before transformers would ask for a minute."""
+    try:
+        return loader.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    except Exception:
+        if Path(source).is_dir():
+            raise
+    import huggingface_hub
+
+    huggingface_hub.model_info(source, timeout=20)
+    return loader.from_pretrained(source, trust_remote_code=False)
 
 
 def load_text_processor(spec: Any, folder: Path | None) -> TextProcessor | None:
