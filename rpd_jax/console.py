@@ -24,8 +24,8 @@ class Console:
         """Prints one sentence."""
         self._console.print(sentence, markup=False)
 
-    def settings(self, config: ConfigDict, workdir: Path) -> None:
-        """Prints the resolved settings, one row per part."""
+    def settings(self, config: ConfigDict, departures: list[str], workdir: Path) -> None:
+        """Prints the resolved settings, one row per part, and those in which they depart from the paper's."""
         table = Table(
             "part", "settings", title=f"Profile {config.profile}, run directory {workdir}", title_justify="left"
         )
@@ -34,6 +34,7 @@ class Console:
         for name, part in config.items():
             if isinstance(part, ConfigDict):
                 table.add_row(name, _listing(part.to_dict()))
+        table.add_row("not as in the paper", "  ".join(departures) or "-")
         self._console.print(table)
 
     def estimate(self, seconds: float) -> None:

@@ -65,6 +65,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def departures(config: ConfigDict, profile: ConfigDict, prefix: str = "") -> list[str]:
+    """Names and values of the settings in which a resolved config departs from `profile`, as "part.name=value"."""
+    names = []
+    for name, value in profile.items():
+        if isinstance(value, ConfigDict):
+            names += departures(config[name], value, f"{prefix}{name}.")
+        elif config[name] != value:
+            names.append(f"{prefix}{name}={config[name]}")
+    return names
+
+
 def _fill(config: ConfigDict, values: dict) -> None:
     for name, value in values.items():
         if isinstance(value, dict):

@@ -39,9 +39,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
         UserError: settings, files or the machine do not allow the run.
         Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
+    paper = config.profiles.paper
     config = profiles.resolve(config)
     workdir = open_run(workdir, config)
     console = Console()
+    console.settings(config, profiles.departures(config, paper), workdir)
     results_path = workdir / "results.json"
     if results_path.exists():
         results = json.loads(results_path.read_text())
@@ -76,8 +78,6 @@ class Trainer:
         self.batch = config.env.num_envs * config.ppo.rollout_steps
         self.num_iterations = config.total_steps // self.batch
         self.root_key = jax.random.key(config.seed)
-        console.settings(config, workdir)
-
         self.stop = stack.enter_context(StopRequest())
         self.learner = Learner(ActorCritic.from_config(config.student), config)
         self.teacher = load_teacher(config) if self.learner.num_samples else None

@@ -299,13 +299,27 @@ def test_frames_of_another_size_are_resized_once_for_update_and_replay():
     assert losses[0] == pytest.approx(float(losses[1]), rel=1e-4)
 
 
+def test_frames_left_over_by_the_minibatches_are_left_out():
+    """60 frames in 7 minibatches of 8: the last 4 of the order do not matter, the others do."""
+    learner = make_state_learner(**{"ppo.num_minibatches": 7, "ppo.update_epochs": 1})
+    order = np.arange(60, dtype=np.int32)[None]
+    losses = []
+    for place in (None, 59, 0):  # index t·6 + n; 59 is the last step of the last environment
+        labels = EXPECTED["teacher_samples"][:1].reshape(60, 7).copy()
+        if place is not None:
+            labels[place] += 1.0
+        rollout = make_rollout(state=STATES, teacher_actions=labels.reshape(1, 10, 6, 7))
+        losses.append(np.asarray(update(learner, rollout, permutations=order)[1]["minibatches"]["distill_loss"]))
+    assert losses[0].shape == (7,)
+    np.testing.assert_array_equal(losses[0], losses[1])
+    assert losses[0][0] != losses[2][0]
+
+
 def test_contradictory_options_are_refused():
     with pytest.raises(UserError, match=r"algorithm='sac' .* rpd_mse"):
         make_learner(algorithm="sac")
     with pytest.raises(UserError, match=r"distill\.replay_batch"):
         make_learner(**{"distill.replay": 10})
-    with pytest.raises(UserError, match=r"num_minibatches=7 does not divide the 60 frames"):
-        update(make_state_learner(**{"ppo.num_minibatches": 7}))
     with pytest.raises(UserError, match=r"student\.encoder='vit'"):
         make_learner(**{"student.encoder": "vit"})
     with pytest.raises(UserError, match=r"student\.image_size=32"):

@@ -32,6 +32,15 @@ def test_auto_is_the_cpu_profile_without_a_gpu():
     assert profiles.resolve(state).profile == "cpu_state"
 
 
+def test_departures_name_what_differs_from_the_paper():
+    config = default.get_config()
+    paper = config.profiles.paper
+    config.profile = "paper"
+    config.env.num_envs = 64
+    assert profiles.departures(profiles.resolve(config), paper) == ["env.num_envs=64"]
+    assert "distill.augment=6" in profiles.departures(profiles.resolve(default.get_config()), paper)
+
+
 def test_explicit_values_win_over_the_profile():
     config = default.get_config()
     config.env.num_envs = 4
