@@ -1,29 +1,29 @@
-"""Trains an Octo on demos: flags only, the work is in octo_teacher.finetune."""
+"""Trains an Octo on demos: python finetune_octo.py --config=configs/finetune_octo.py [--workdir=DIR]
+
+Settings change with --config.FIELD=VALUE. The same command continues a run that was stopped.
+"""
 
 import os
-import sys
 
+# As in train.py: a share of the GPU stays free for a simulator beside it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/finetune_octo.py", "What to train, and on what.")
-WORKDIR = flags.DEFINE_string("workdir", "runs/finetune_octo", "Where results go; an interrupted run continues there.")
+from rpd_jax.command_line import read_config, run_command
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: configs/finetune_octo.py or one like it.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/finetune_octo", "The run's directory.")
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     from octo_teacher.finetune import finetune
-    from rpd_jax.errors import UserError
 
-    if len(arguments) > 1:
-        sys.exit(f"error: unknown argument {arguments[1]!r}: options are given as --config.name=value.")
-    try:
-        finetune(CONFIG.value, WORKDIR.value)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    finetune(read_config(_CONFIG), _WORKDIR.value)
 
+
+flags.mark_flag_as_required("config")
 
 if __name__ == "__main__":
-    app.run(main)
+    run_command(main)

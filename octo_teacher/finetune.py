@@ -135,7 +135,7 @@ def finetune(config: ConfigDict, workdir: str | Path) -> Path:
                     since, since_step = time.perf_counter(), step
                 if stop.is_set:
                     print(f"Saved at step {step}; the same command continues.")
-                    raise SystemExit(0)
+                    raise SystemExit(130)
     print(f"The model is in {workdir / 'model'}; use it with --config.teacher.checkpoint={workdir / 'model'}.")
     return workdir / "model"
 
