@@ -22,6 +22,7 @@ import numpy as np
 
 from octo_teacher.architectures import SIZES, architecture
 from octo_teacher.octo_model import OctoModel, lower_sample_actions
+from octo_teacher.octo_module import create_module, param_shapes
 from octo_teacher.teacher import PRECISIONS, OctoTeacher
 from octo_teacher.token_groups import TokenGroup
 from rpd_jax.errors import UserError
@@ -71,8 +72,21 @@ class FixedIds:
 def random_model(name: str) -> OctoModel:
     """Returns a published architecture with random weights, and fixed token ids for any text."""
     config, batch = architecture(name)
+    module = create_module(config)
+    random = np.random.default_rng(0)
+    # Drawn in numpy: compiling the network's own initialisers takes far longer than anything measured here.
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape, np.float32) * 0.02), param_shapes(module, batch)
+    )
     tokens = batch["task"]["language_instruction"]["input_ids"].shape[1]
-    return OctoModel.from_config(config, batch, text_processor=FixedIds(tokens))
+    return OctoModel(
+        module=module,
+        config=config,
+        text_processor=FixedIds(tokens),
+        params=params,
+        example_batch=batch,
+        dataset_statistics=None,
+    )
 
 
 def median_ms(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
