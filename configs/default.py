@@ -137,7 +137,7 @@ def _paper_profile() -> dict:
 def _cpu_profile() -> dict:
     """Two cores, RGB student: found by experiment on PushCube, sparse."""
     return {
-        "total_steps": 61_440,
+        "total_steps": 32_768,
         "env": {"num_envs": 16, "image_size": 128, "mesh_detail": 0.15},
         "student": {
             "image_size": 128,
@@ -177,7 +177,7 @@ def _cpu_profile() -> dict:
 def _cpu_state_profile() -> dict:
     """Two cores, student that sees the simulator's state instead of pixels: learns in minutes."""
     profile = _cpu_profile()
-    profile["total_steps"] = 50_000
+    profile["total_steps"] = 49_152
     profile["student"]["initial_log_std"] = -1.0
     profile["student"]["value_stop_gradient"] = False
     profile["ppo"] |= {"update_epochs": 8, "num_minibatches": 4, "learning_rate": 3e-4, "learning_rate_final": 3e-4}
