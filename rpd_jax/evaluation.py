@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,7 +102,10 @@ def write_video(path: Path, videos: list[np.ndarray], columns: int = 4, fps: int
     rows = [np.concatenate(still[i : i + columns], axis=2) for i in range(0, len(still), columns)]
     frames = np.concatenate(rows, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.mimwrite(path, list(frames), fps=fps, macro_block_size=1, quality=7)
+    with warnings.catch_warnings():
+        # JAX warns of every fork; this one only starts ffmpeg.
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+        imageio.mimwrite(path, list(frames), fps=fps, macro_block_size=1, quality=7)
 
 
 def write_filmstrip(path: Path, video: np.ndarray, frames: int = 6) -> None:
