@@ -90,7 +90,8 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     rate = successes / episodes
     centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
     half = z * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes)) / (1 + z * z / episodes)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The rate lies inside by algebra, but for rounding.
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
 
 
 def write_video(path: Path, videos: list[np.ndarray], columns: int = 4, fps: int = 20) -> None:
