@@ -66,7 +66,7 @@ def finetune(config: ConfigDict, workdir: str | Path) -> Path:
     workdir = Path(workdir)
     _check_config(config)
     paths = [path.strip() for path in config.demos.split(",")]
-    _claim_workdir(workdir, config)
+    _check_workdir(workdir, config)
     model = _initial_model(config, workdir)
     observation = model.example_batch["observation"]["image_primary"]
     demos = [demo for path in paths for demo in read_maniskill(Path(path), image_size=observation.shape[2])]
@@ -94,6 +94,9 @@ def finetune(config: ConfigDict, workdir: str | Path) -> Path:
     train_step = make_train_step(model, optimizer, config)
     validate = _make_validation(model, held_out, config)
 
+    # Only now that nothing of the user's can be wrong: a mistake must not claim the workdir.
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2))
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
     with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager, _stop_flag() as stop:
         state = _restore(manager, state, batches)
@@ -260,8 +263,8 @@ def _initial_model(config: ConfigDict, workdir: Path) -> OctoModel:
     return OctoModel.load_pretrained(config.init)
 
 
-def _claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json, or compares with the one of an earlier run."""
+def _check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Raises UserError if the workdir holds a run of another config."""
     path = workdir / "config.json"
     wanted = json.loads(config.to_json_best_effort())
     if path.exists():
@@ -276,8 +279,6 @@ def _claim_workdir(workdir: Path, config: ConfigDict) -> None:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(different)}): choose another --workdir."
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=2))
 
 
 def _restore(manager: ocp.CheckpointManager, state: TrainState, batches) -> TrainState:
