@@ -26,6 +26,7 @@ def run_command(main: Callable[[], None], argv: Sequence[str] | None = None) -> 
 def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
     """The config of a `--config` flag; raises UserError if its file is missing."""
     try:
+        flag.value.keys()  # a config that failed to load says so at its first use
         return flag.value
     except OSError as error:
         text = " ".join(str(error).split())

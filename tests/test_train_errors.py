@@ -32,7 +32,7 @@ CONFIG = "--config=configs/push_cube_sparse.py"
         ([CONFIG, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
         (["--config=configs/push_cub_sparse.py"], "configs/push_cub_sparse.py"),
         ([], "--config"),
-        ([CONFIG, "--config.algorithm=rpd"], "did you mean 'rpd_mse'?"),
+        ([CONFIG, "--config.algorithm=rpd_ms"], "did you mean 'rpd_mse'?"),
         ([CONFIG, "--config.teacher.checkpoint=/no/such"], "teacher.checkpoint='/no/such' is not a folder"),
     ],
 )
