@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rpd_jax.convolution import conv2d, resize_frames
+from rpd_jax.convolution import conv_stack, resize_frames
 from rpd_jax.errors import UserError
 from rpd_jax.losses import gaussian_log_prob
 
@@ -25,20 +25,18 @@ def fan_in_uniform(fan_in: int):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-class Conv(nn.Module):
-    """Convolution without padding, [B, H, W, C] -> [B, H', W', features]; PyTorch's default initialisation."""
+class ConvParameters(nn.Module):
+    """A convolution's kernel [size, size, channels, features] and bias [features]; PyTorch's default initialisation."""
 
-    features: int
     size: int
-    stride: int
+    channels: int
+    features: int
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        channels = images.shape[-1]
-        init = fan_in_uniform(channels * self.size**2)
-        kernel = self.param("kernel", init, (self.size, self.size, channels, self.features))
-        bias = self.param("bias", init, (self.features,))
-        return conv2d(images, kernel, self.stride) + bias.astype(images.dtype)
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        init = fan_in_uniform(self.channels * self.size**2)
+        kernel = self.param("kernel", init, (self.size, self.size, self.channels, self.features))
+        return kernel, self.param("bias", init, (self.features,))
 
 
 class FanInDense(nn.Module):
@@ -54,18 +52,20 @@ class FanInDense(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions of the DQN paper (Mnih et al. 2015): pixels in [0, 1] [B, H, W, 3] -> features [B, 256]."""
+    """Convolutions of the DQN paper (Mnih et al. 2015): frames uint8 [B, H, W, 3] -> features [B, 256]."""
 
     channels: tuple[int, int, int]
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, frames: jax.Array) -> jax.Array:
         first, second, third = self.channels
-        hidden = pixels.astype(self.dtype)
-        hidden = nn.relu(Conv(first, 8, 4, name="conv1")(hidden))
-        hidden = nn.relu(Conv(second, 4, 2, name="conv2")(hidden))
-        hidden = nn.relu(Conv(third, 3, 1, name="conv3")(hidden))
+        layers = [
+            ConvParameters(8, frames.shape[-1], first, name="conv1")(),
+            ConvParameters(4, first, second, name="conv2")(),
+            ConvParameters(3, second, third, name="conv3")(),
+        ]
+        hidden = conv_stack(frames, layers, strides=(4, 2, 1), dtype=self.dtype)
         hidden = hidden.reshape(hidden.shape[0], -1).astype(jnp.float32)
         return nn.relu(FanInDense(256, name="dense")(hidden))
 
@@ -172,8 +172,7 @@ class ActorCritic(nn.Module):
             for layer in self.trunk:
                 features = nn.tanh(layer(features))
         else:
-            pixels = resize_frames(rgb, self.image_size).astype(jnp.float32) / 255.0
-            features = self.image_encoder(pixels)
+            features = self.image_encoder(resize_frames(rgb, self.image_size))
             if self.observation == "rgb+state":
                 features = jnp.concatenate([features, nn.relu(self.state_encoder(state))], axis=-1)
         critic_features = jax.lax.stop_gradient(features) if self.value_stop_gradient else features
