@@ -44,6 +44,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.checkpoint = config_dict.placeholder(str)  # folder, hf://owner/name, or the name of an embedded one
     c.teacher.instruction = ""  # empty: the task's own sentence
     c.teacher.precision = "float32"  # float32 | bfloat16
+    c.teacher.dataset = ""  # whose statistics un-normalise its actions; empty: the checkpoint's only one
     c.teacher.eval_episodes = config_dict.placeholder(
         int
     )  # episodes that measure the teacher's success before training; 0: none

@@ -16,6 +16,7 @@ from rpd_jax.command_line import run_command
 _TEACHER = flags.DEFINE_string(
     "teacher", "octo-nano-push-cube", "A checkpoint's folder or hub address, or embedded name."
 )
+_DATASET = flags.DEFINE_string("dataset", "", "Whose statistics un-normalise its actions; empty: the only one.")
 _TASKS = flags.DEFINE_list("tasks", ["PushCube-v1"], "Tasks, separated by commas, or 'all'.")
 _EPISODES = flags.DEFINE_integer("episodes", 200, "Episodes per task.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the initial states and of the sampled actions.")
@@ -35,7 +36,8 @@ def main() -> None:
     from rpd_jax.teachers import load_teacher
 
     tasks = [find_task(name) for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value)]
-    teacher = load_teacher(ConfigDict({"teacher": {"name": "octo", "checkpoint": _TEACHER.value}}))
+    teacher_config = {"name": "octo", "checkpoint": _TEACHER.value, "dataset": _DATASET.value, "precision": "float32"}
+    teacher = load_teacher(ConfigDict({"teacher": teacher_config}))
     table = Table("task", "success", "95% interval", "mean return", "mean length", "episodes", title=_TEACHER.value)
     for task in tasks:
         env_config = ConfigDict(

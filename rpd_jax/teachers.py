@@ -34,7 +34,7 @@ def load_teacher(config: ConfigDict) -> Teacher:
     """Loads the teacher that `config.teacher` names.
 
     Args:
-        config: the resolved training config; reads `teacher.{name, checkpoint}`.
+        config: the resolved training config; reads `teacher.{name, checkpoint, dataset, precision}`.
 
     Raises:
         UserError: unknown name, or a checkpoint that is missing or broken.
@@ -42,7 +42,11 @@ def load_teacher(config: ConfigDict) -> Teacher:
     if config.teacher.name == "octo":
         from octo_teacher.teacher import OctoTeacher
 
-        return OctoTeacher.load(find_checkpoint(config.teacher.checkpoint))
+        return OctoTeacher.load(
+            find_checkpoint(config.teacher.checkpoint),
+            dataset=config.teacher.dataset or None,
+            precision=config.teacher.precision,
+        )
     raise UserError(f"teacher.name={config.teacher.name!r} is not a teacher: the allowed value is 'octo'.")
 
 

@@ -194,7 +194,7 @@ class Trainer:
         )
         if episodes.videos:
             evaluation.write_video(self.workdir / "videos" / "student.mp4", episodes.videos)
-            evaluation.write_filmstrip(self.workdir / "videos" / "student.png", episodes.videos[0])
+            evaluation.write_filmstrip(self.workdir / "videos" / "student.png", min(episodes.videos, key=len))
         return episodes.summary()
 
     def _measure_teacher(self) -> dict[str, float] | None:
