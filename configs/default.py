@@ -36,6 +36,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.student.observation = "rgb"  # rgb | rgb+state | state
     c.student.image_size = config_dict.placeholder(int)  # px; frames are resized to it inside the student
     c.student.encoder = config_dict.placeholder(str)  # nature: the paper's CNN | small: half its channels
+    c.student.precision = "float32"  # float32 | bfloat16, of the convolutions
     c.student.initial_log_std = config_dict.placeholder(float)
     c.student.value_stop_gradient = config_dict.placeholder(bool)  # the critic's loss does not train the encoder
 
@@ -44,6 +45,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.checkpoint = config_dict.placeholder(str)  # folder, hf://owner/name, or the name of an embedded one
     c.teacher.instruction = ""  # empty: the task's own sentence
     c.teacher.precision = "float32"  # float32 | bfloat16
+    c.teacher.refresh = "rollout"  # rollout: a frame keeps its label | epoch: new samples of it in each update epoch
     c.teacher.dataset = ""  # whose statistics un-normalise its actions; empty: the checkpoint's only one
     c.teacher.eval_episodes = config_dict.placeholder(
         int
@@ -90,7 +92,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = config_dict.placeholder(int)  # iterations
-    c.checkpoint.keep = 2
+    c.checkpoint.keep = 2  # newest ones
+    c.checkpoint.keep_best = 0  # ones with the highest success in an evaluation, besides
 
     c.profiles = ConfigDict({"paper": _paper_profile(), "cpu": _cpu_profile(), "cpu_state": _cpu_state_profile()})
     return c

@@ -49,8 +49,7 @@ def make_vector_env(
         raise UserError(f"env.backend={backend!r} is not one of {', '.join(map(repr, BACKENDS))}.")
     if backend == "auto":
         backend = "gpu" if _has_cuda() else "cpu"
-    camera = {key: value for key, value in env_config.get("camera", {}).items() if value is not None}
-    task_args["camera"] = {k: float(v) if k == "fov" else tuple(map(float, v)) for k, v in camera.items()}
+    task_args["camera"] = camera_arguments(env_config)
     common = {"max_episode_steps": task.max_episode_steps, "ignore_terminations": ignore_terminations}
     if backend == "gpu":
         from rpd_jax.envs.maniskill_env import ManiSkillEnv
@@ -61,6 +60,12 @@ def make_vector_env(
     if env_config.get("step_timeout"):
         common["step_timeout"] = float(env_config.step_timeout)
     return CpuVectorEnv(task_args, num_envs, workers=env_config.get("workers"), **common)
+
+
+def camera_arguments(env_config: ConfigDict) -> dict:
+    """Returns the arguments of CameraChange that `env_config.camera` sets."""
+    camera = {key: value for key, value in env_config.get("camera", {}).items() if value is not None}
+    return {key: float(value) if key == "fov" else tuple(map(float, value)) for key, value in camera.items()}
 
 
 def _has_cuda() -> bool:
