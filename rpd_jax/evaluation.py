@@ -45,6 +45,7 @@ def run_episodes(
     seed: int,
     video_episodes: int = 0,
     check_stop: Callable[[], None] = lambda: None,
+    on_step: Callable[[int], None] = lambda finished: None,
 ) -> Episodes:
     """Runs at least `num_episodes` episodes from freshly seeded environments.
 
@@ -57,6 +58,7 @@ def run_episodes(
         seed: of the environments' initial states and of the keys given to `act`.
         video_episodes: environments whose first episode's frames are kept.
         check_stop: called once per step; may raise to leave early.
+        on_step: called after each step with the number of episodes that have ended.
     """
     quota = math.ceil(num_episodes / envs.num_envs)
     counts = np.zeros(envs.num_envs, int)
@@ -77,6 +79,7 @@ def run_episodes(
             metrics = (step.episode.success[i], step.episode.episode_return[i], step.episode.length[i])
             finished.append(tuple(map(float, metrics)))
             counts[i] += 1
+        on_step(len(finished))
         rgb = step.rgb
         if (counts == quota).all():
             break

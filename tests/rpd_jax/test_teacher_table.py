@@ -1,0 +1,50 @@
+"""The table of a teacher's successes says what happened in the episodes, in every form it is written in."""
+
+import json
+
+import imageio.v2 as imageio
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from rpd_jax.tasks import find_task
+from rpd_jax.teacher_table import console_table, measure_task, write_tables
+
+
+class StillTeacher:
+    """Never moves, so that an episode's reward stays what its first state gives."""
+
+    def __init__(self):
+        self.instructions = set()
+
+    def act(self, rgb, instruction, key, num_samples=1):
+        self.instructions.add(instruction)
+        return jnp.zeros((num_samples, len(rgb), 7))
+
+
+def test_a_still_teacher_fails_on_a_held_out_task_and_the_files_say_so(tmp_path):
+    teacher, ended = StillTeacher(), []
+    row = measure_task(
+        teacher,
+        find_task("PokeCube-v1"),
+        num_episodes=2,
+        seed=0,
+        env_config=ConfigDict({"num_envs": 8, "workers": 1, "image_size": 16, "mesh_detail": 0.15}),
+        video=tmp_path / "PokeCube-v1.mp4",
+        on_step=ended.append,
+    )
+    assert teacher.instructions == {"push the cube by using the blue tool"}
+    assert (row["success"], row["episodes"], row["length"], row["held_out"]) == (0.0, 2.0, 50.0, True)
+    # Wilson: with no success in n episodes the upper bound is z² / (n + z²), z² = 3.8415
+    assert (row["success_low"], row["success_high"]) == pytest.approx((0.0, 3.8415 / 5.8415), abs=1e-4)
+    assert 0.0 < row["reward_low"] <= row["reward"] <= row["reward_high"] < 1.0
+    assert ended == [0] * 49 + [2]
+    frames = imageio.mimread(tmp_path / "PokeCube-v1.mp4")
+    assert len(frames) == 51 and frames[0].shape == (16, 32, 3)
+
+    write_tables(tmp_path, "still", {"episodes": 2}, [row])
+    assert json.loads((tmp_path / "results.json").read_text())["tasks"] == [row]
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[-1].startswith("| PokeCube-v1 | held out | 0.0% | 0.0% to 65.8% |")
+    assert lines[-1].count("|") == lines[-2].count("|") == lines[-3].count("|")
+    assert console_table("still", [row]).row_count == 1
