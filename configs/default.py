@@ -27,6 +27,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
         float
     )  # CPU backend: fraction of the robot's triangles that is drawn; 1.0 is exact
     c.env.step_timeout = 120.0  # seconds until a silent worker counts as hung
+    c.env.restart_workers = False  # CPU backend: replace a worker that fails instead of ending the run
     c.env.camera = ConfigDict()
     c.env.camera.eye_offset = (0.0, 0.0, 0.0)  # metres, added to the human camera's position
     c.env.camera.target_offset = (0.0, 0.0, 0.0)  # metres, added to the point it looks at

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,6 +23,12 @@ from rpd_jax.errors import UserError
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
+# How long a worker that does not answer may take to tell where it hangs.
+_TRACEBACK_SECONDS = 2.0
+
+
+_log = logging.getLogger(__name__)
+
 
 class WorkerError(UserError):
     """A worker process died, raised or did not answer in time; all its fellows are stopped."""
@@ -38,6 +46,9 @@ class CpuVectorEnv:
         ignore_terminations: let episodes run to their limit even when the task succeeded (for evaluation).
         step_timeout: seconds after which a worker that has not answered is given up.
         start_timeout: the same for building the environments.
+        restart_workers: replace a worker that fails in `reset` or `step`. What was wrong is logged as a warning, its
+            environments begin their episodes again, and `Step.valid` is False for them. One that fails again before
+            it has done a single step is not replaced.
 
     Raises:
         WorkerError: in the constructor, `reset` or `step`; the object is closed then.
@@ -55,11 +66,19 @@ class CpuVectorEnv:
         ignore_terminations: bool = False,
         step_timeout: float = 120.0,
         start_timeout: float = 600.0,
+        restart_workers: bool = False,
     ):
         self.num_envs = num_envs
         self.image_size = task_args["image_size"]
         self.max_episode_steps = max_episode_steps
         self.step_timeout = step_timeout
+        self.start_timeout = start_timeout
+        self.restart_workers = restart_workers
+        self._task_args = task_args
+        self._ignore_terminations = ignore_terminations
+        self._seeds: list[int] = []
+        self._episodes = np.zeros(num_envs, int)  # ended since the last reset
+        self._valid = np.ones(num_envs, bool)
         self._memory = create_memory()
         self._workers: list[_WorkerProcess] = []
         self._closed = False
@@ -67,12 +86,9 @@ class CpuVectorEnv:
         try:
             for rows in np.array_split(np.arange(num_envs), count):
                 self._workers.append(_WorkerProcess(len(self._workers), rows.tolist(), self._memory))
-            for worker in self._workers:
-                worker.send("make", indices=worker.rows, task=task_args, ignore_terminations=ignore_terminations)
-            made = self._gather(start_timeout)
-            self.state_dim = made[0]["state_dim"]
+            self.state_dim = self._make(self._workers)
             self._arrays = SharedArrays(self._memory, num_envs, self.image_size, self.state_dim)
-            self._tell("attach", step_timeout, num_envs=num_envs, image_size=self.image_size, state_dim=self.state_dim)
+            self._attach(self._workers)
         except BaseException:
             self.close()
             raise
@@ -89,8 +105,9 @@ class CpuVectorEnv:
 
     def reset(self, seed: int) -> np.ndarray:
         """Starts an episode everywhere; returns frames uint8 [N, H, W, 3]."""
-        seeds = [episode_seed(seed, index) for index in range(self.num_envs)]
-        self._tell("reset", self.step_timeout, seeds=seeds)
+        self._seeds = [episode_seed(seed, index) for index in range(self.num_envs)]
+        self._episodes[:] = 0
+        self._begin_episodes(self._workers)
         return self._arrays.rgb.copy()
 
     def step(self, actions) -> Step:
@@ -101,8 +118,7 @@ class CpuVectorEnv:
     def step_async(self, actions) -> None:
         """Starts a step and returns at once; `step_wait` must follow."""
         self._arrays.action[:] = actions
-        for worker in self._workers:
-            self._send(worker, "step")
+        self._send(self._workers, "step")
 
     def step_wait(self) -> Step:
         """Waits for the step that `step_async` started."""
@@ -111,13 +127,27 @@ class CpuVectorEnv:
 
     def wait_for_workers(self) -> None:
         """Waits until the workers have done what they were told; the first half of `step_wait`."""
-        self._gather(self.step_timeout)
+        self._valid[:] = True
+        answers, failures = self._gather(self._workers, self.step_timeout)
+        for worker in answers:
+            worker.steps += 1
+        replaced = self._replace(failures)
+        if not replaced:
+            return
+        self._begin_episodes(replaced)
+        arrays = self._arrays
+        for worker in replaced:
+            self._valid[worker.rows] = False
+            for array in (arrays.reward, arrays.terminated, arrays.truncated):
+                array[worker.rows] = 0
 
     def collect(self) -> Step:
         """Copies the latest step out of shared memory; the second half of `step_wait`."""
         arrays = self._arrays
         rgb, state = arrays.rgb.copy(), arrays.state.copy()
-        ended = bool(np.any(arrays.terminated | arrays.truncated))
+        done = arrays.terminated | arrays.truncated
+        self._episodes += done
+        ended = bool(done.any())
         return Step(
             rgb=rgb,
             reward=arrays.reward.copy(),
@@ -132,6 +162,7 @@ class CpuVectorEnv:
                 episode_return=arrays.episode_return.copy(),
                 length=arrays.length.copy(),
             ),
+            valid=self._valid.copy(),
         )
 
     def close(self) -> None:
@@ -142,7 +173,7 @@ class CpuVectorEnv:
         for worker in self._workers:
             worker.stop()
         for worker in self._workers:
-            worker.join()
+            worker.end()
         os.close(self._memory)
 
     def __enter__(self) -> CpuVectorEnv:
@@ -155,62 +186,98 @@ class CpuVectorEnv:
         if not getattr(self, "_closed", True):
             self.close()
 
-    def _send(self, worker: _WorkerProcess, action: str, **arguments) -> None:
+    def _make(self, workers: list[_WorkerProcess]) -> int:
+        """Builds the environments of new workers; returns D."""
+        arguments = {"task": self._task_args, "ignore_terminations": self._ignore_terminations}
+        for worker in workers:
+            self._send([worker], "make", indices=worker.rows, **arguments)
+        return self._answers(workers, self.start_timeout)[0]["state_dim"]
+
+    def _attach(self, workers: list[_WorkerProcess]) -> None:
+        """Lets new workers write into the shared arrays."""
+        shape = {"num_envs": self.num_envs, "image_size": self.image_size, "state_dim": self.state_dim}
+        self._send(workers, "attach", **shape)
+        self._answers(workers, self.start_timeout)
+
+    def _begin_episodes(self, workers: list[_WorkerProcess]) -> None:
+        """Starts the episode that each environment of `workers` should be in; replaces workers that fail at it."""
+        while workers:
+            self._send(workers, "reset", seeds=self._seeds, episodes=self._episodes.tolist())
+            # A worker that takes the place of another goes through its earlier episodes' first frames.
+            timeout = self.step_timeout * (1 + int(self._episodes.max()))
+            workers = self._replace(self._gather(workers, timeout)[1])
+
+    def _replace(self, failures: dict[_WorkerProcess, UserError]) -> list[_WorkerProcess]:
+        """Returns new workers, their environments made, in place of failed ones; raises if that is not to be done."""
+        replacements = []
+        for worker, failure in failures.items():
+            if not self.restart_workers or (worker.is_replacement and not worker.steps):
+                self._fail(failure)
+            worker.end()
+            replacements.append(_WorkerProcess(worker.number, worker.rows, self._memory, is_replacement=True))
+            self._workers[worker.number] = replacements[-1]
+            _log.warning("%s\nIt is replaced; its environments begin their episodes again.", failure)
+        if replacements:
+            self._make(replacements)
+            self._attach(replacements)
+        return replacements
+
+    def _send(self, workers: list[_WorkerProcess], action: str, **arguments) -> None:
         if self._closed:
             raise UserError("The environments are closed: make new ones.")
-        try:
-            worker.send(action, **arguments)
-        except OSError:
-            self._fail(worker.obituary())
+        for worker in workers:
+            # If it is dead, waiting for its answer tells how it died.
+            with contextlib.suppress(OSError):
+                worker.send(action, **arguments)
 
-    def _tell(self, action: str, timeout: float, **arguments) -> None:
-        for worker in self._workers:
-            self._send(worker, action, **arguments)
-        self._gather(timeout)
+    def _answers(self, workers: list[_WorkerProcess], timeout: float) -> list:
+        """Returns the answers of `workers` in order; raises what is wrong with the first that fails."""
+        answers, failures = self._gather(workers, timeout)
+        if failures:
+            self._fail(next(iter(failures.values())))
+        return [answers[worker] for worker in workers]
 
-    def _gather(self, timeout: float) -> list:
-        """Returns all workers' answers in order."""
+    def _gather(
+        self, workers: list[_WorkerProcess], timeout: float
+    ) -> tuple[dict[_WorkerProcess, object], dict[_WorkerProcess, UserError]]:
+        """Waits for one answer of each worker; returns the answers, and what is wrong with those that failed.
+
+        Where failed workers are not replaced, the first failure ends the wait.
+        """
         deadline = time.monotonic() + timeout
-        pending = {worker.connection: worker for worker in self._workers}
-        answers = {}
-        while pending:
+        pending = {worker.connection: worker for worker in workers}
+        answers, failures = {}, {}
+        while pending and (self.restart_workers or not failures):
             ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                late = next(iter(pending.values()))
-                self._fail(
-                    f"{late.name} did not answer within {timeout:g} s: the machine is overloaded or the simulator"
-                    " hangs; raise env.step_timeout or lower env.num_envs."
-                )
+                failures |= {worker: WorkerError(worker.describe_silence(timeout)) for worker in pending.values()}
+                break
             for connection in ready:
                 worker = pending.pop(connection)
                 try:
                     answer = json.loads(connection.recv_bytes())
                 except (EOFError, OSError):
-                    self._fail(worker.obituary())
+                    failures[worker] = WorkerError(worker.describe_death())
+                    continue
                 if "error" in answer:
-                    self._fail_with(worker, answer)
-                answers[worker] = answer["ok"]
-        return [answers[worker] for worker in self._workers]
+                    failures[worker] = worker.told_failure(answer)
+                else:
+                    answers[worker] = answer["ok"]
+        return answers, failures
 
-    def _fail_with(self, worker: _WorkerProcess, answer: dict) -> None:
-        if answer["kind"] == "UserError":
-            self.close()
-            raise UserError(answer["message"])
-        self._fail(
-            f"{worker.name} raised {answer['kind']} in environment {answer['env']}: {answer['message']}"
-            f"\n{_tail(answer['error'])}"
-        )
-
-    def _fail(self, message: str) -> None:
+    def _fail(self, failure: UserError) -> None:
         self.close()
-        raise WorkerError(message)
+        raise failure
 
 
 class _WorkerProcess:
     """The parent's end of one worker."""
 
-    def __init__(self, number: int, rows: list[int], memory: int):
+    def __init__(self, number: int, rows: list[int], memory: int, is_replacement: bool = False):
+        self.number = number
         self.rows = rows
+        self.is_replacement = is_replacement
+        self.steps = 0
         span = f"environment {rows[0]}" if len(rows) == 1 else f"environments {rows[0]}-{rows[-1]}"
         self.name = f"Environment worker {number} ({span})"
         ours, theirs = socket.socketpair()
@@ -229,11 +296,21 @@ class _WorkerProcess:
         theirs.close()
         os.close(read_end)
         self.connection = Connection(ours.detach())
+        self._stopped = False
 
     def send(self, action: str, **arguments) -> None:
         self.connection.send_bytes(json.dumps({"do": action, **arguments}).encode())
 
-    def obituary(self) -> str:
+    def told_failure(self, answer: dict) -> UserError:
+        """What the worker itself reports."""
+        if answer["kind"] == "UserError":
+            return UserError(answer["message"])
+        return WorkerError(
+            f"{self.name} raised {answer['kind']} in environment {answer['env']}: {answer['message']}"
+            f"\n{_tail(answer['error'])}"
+        )
+
+    def describe_death(self) -> str:
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -246,22 +323,43 @@ class _WorkerProcess:
                 cause += " (if memory ran out, lower env.num_envs or env.workers)"
         else:
             cause = f"exited with status {code}"
-        self._output.seek(0)
-        output = _tail(self._output.read().decode(errors="replace"))
+        output = self._last_output()
         return f"{self.name} {cause}." + (f" Its last output:\n{output}" if output else "")
 
-    def stop(self) -> None:
-        # EOF on the lifeline ends even a worker that hangs in a step.
-        os.close(self._lifeline)
-        self.connection.close()
+    def describe_silence(self, timeout: float) -> str:
+        message = (
+            f"{self.name} did not answer within {timeout:g} s: the machine is overloaded or the simulator hangs; raise"
+            " env.step_timeout or lower env.num_envs."
+        )
+        written = os.fstat(self._output.fileno()).st_size
+        self.process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + _TRACEBACK_SECONDS
+        while time.monotonic() < deadline and os.fstat(self._output.fileno()).st_size == written:
+            time.sleep(0.05)
+        output = self._last_output()
+        return message + (f" It was here:\n{output}" if output else "")
 
-    def join(self) -> None:
+    def stop(self) -> None:
+        """Tells the process to end, and does not wait for it."""
+        if not self._stopped:
+            self._stopped = True
+            # The end of the lifeline ends even a worker that hangs in a step.
+            os.close(self._lifeline)
+            self.connection.close()
+
+    def end(self) -> None:
+        """Returns when the process is gone."""
+        self.stop()
         try:
             self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
         self._output.close()
+
+    def _last_output(self) -> str:
+        self._output.seek(0)
+        return _tail(self._output.read().decode(errors="replace"))
 
 
 def _worker_environment() -> dict[str, str]:

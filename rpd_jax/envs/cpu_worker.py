@@ -1,10 +1,12 @@
 """A worker process of CpuVectorEnv: owns some environments, steps them when told, writes into shared arrays.
 
 Started as `python -m rpd_jax.envs.cpu_worker COMMANDS LIFELINE MEMORY` with three inherited file descriptors. Imports
-no JAX. Commands and answers are JSON: {"do": "make" | "attach" | "reset" | "step" | "close", ...} and {"ok": ...} or
-{"error": traceback, "env": index}.
+no JAX. Commands and answers are JSON: {"do": "make" | "attach" | "reset" | "step", ...} and {"ok": ...} or
+{"error": traceback, "env": index}. SIGUSR1 makes it write to stderr where it is.
 """
 
+import faulthandler
+import fcntl
 import json
 import os
 import signal
@@ -85,10 +87,13 @@ class _Worker:
 
         self.arrays = SharedArrays(self.memory, num_envs, image_size, state_dim)
 
-    def reset(self, seeds: list[int]) -> None:
+    def reset(self, seeds: list[int], episodes: list[int]) -> None:
+        """Begins the episode after the first `episodes` of the sequence that `seeds` give; both are of all N."""
         for environment in self.environments:
             self.current = environment.index
             environment.reset(self.arrays, seeds[environment.index])
+            for _ in range(episodes[environment.index]):
+                environment.reset(self.arrays, seed=None)
 
     def step(self) -> None:
         for environment in self.environments:
@@ -96,8 +101,17 @@ class _Worker:
             environment.step(self.arrays)
 
 
-def _die_with_parent(lifeline: int) -> None:
-    os.read(lifeline, 1)
+def die_with_parent(lifeline: int) -> None:
+    """Ends this process when the other end of the pipe `lifeline` is closed, however its owner went."""
+    # SIGIO's default action ends the process, even one that hangs in a call that never gives the GIL back.
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    # For a parent that went before that.
+    threading.Thread(target=_exit_at_end_of, args=(lifeline,), daemon=True).start()
+
+
+def _exit_at_end_of(pipe: int) -> None:
+    os.read(pipe, 1)
     os._exit(0)
 
 
@@ -105,7 +119,9 @@ def main(commands: int, lifeline: int, memory: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    die_with_parent(lifeline)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     connection = Connection(commands)
     worker = _Worker(memory)
     while True:
@@ -114,8 +130,6 @@ def main(commands: int, lifeline: int, memory: int) -> None:
         except EOFError:
             return
         action = command.pop("do")
-        if action == "close":
-            return
         try:
             answer = {"ok": getattr(worker, action)(**command)}
         except Exception as error:

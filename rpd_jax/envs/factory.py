@@ -21,9 +21,9 @@ def make_vector_env(
     """Makes the environments that `config.env` describes.
 
     Args:
-        env_config: reads `task, num_envs, reward_mode, backend, workers, image_size, mesh_detail, step_timeout` and
-            `camera.{eye_offset, target_offset, fov}`; fields that are missing or None take the defaults of
-            `make_task_env` and CpuVectorEnv.
+        env_config: reads `task, num_envs, reward_mode, backend, workers, restart_workers, image_size, mesh_detail,
+            step_timeout` and `camera.{eye_offset, target_offset, fov}`; fields that are missing or None take the
+            defaults of `make_task_env` and CpuVectorEnv.
         num_envs: None is `env_config.num_envs`.
         backend: "cpu" (worker processes), "gpu" (one CUDA simulation), "auto" (gpu where PyTorch sees CUDA); None is
             `env_config.backend`.
@@ -59,6 +59,7 @@ def make_vector_env(
 
     if env_config.get("step_timeout"):
         common["step_timeout"] = float(env_config.step_timeout)
+    common["restart_workers"] = bool(env_config.get("restart_workers"))
     return CpuVectorEnv(task_args, num_envs, workers=env_config.get("workers"), **common)
 
 

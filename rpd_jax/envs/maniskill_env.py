@@ -53,6 +53,7 @@ class ManiSkillEnv:
         self._device = env.unwrapped.device
         self.state_dim = env.unwrapped.single_observation_space["state"].shape[0]
         self._state = jnp.zeros((num_envs, self.state_dim), jnp.float32)
+        self._valid = jnp.ones(num_envs, bool)
 
     @property
     def state(self) -> jax.Array:
@@ -92,6 +93,7 @@ class ManiSkillEnv:
                 episode_return=_to_jax(episode["return"].float()),
                 length=_to_jax(episode["episode_len"].int()),
             ),
+            valid=self._valid,
         )
 
     def close(self) -> None:

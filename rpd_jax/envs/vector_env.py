@@ -41,6 +41,8 @@ class Step(NamedTuple):
         state: float32 [N, D], privileged state that belongs to `rgb`.
         final_state: float32 [N, D], the one that belongs to `final_rgb`.
         episode: metrics, meaningful in rows that ended.
+        valid: bool [N]. False where the step was lost with a worker process that had to be replaced: the environment
+            has begun its episode again, `rgb` and `state` are its first observation, nothing was earned or ended.
     """
 
     rgb: Array
@@ -51,6 +53,7 @@ class Step(NamedTuple):
     state: Array
     final_state: Array
     episode: EpisodeMetrics
+    valid: Array
 
 
 class VectorEnv(Protocol):
