@@ -4,11 +4,15 @@ For every batch size, precision and number of samples: compile time, time per ca
 the device's measured matmul rate, and memory; then the same time split into image stem, T5 with the language prefix,
 transformer and head. `--plain` adds the straightforward path, which the fast one is measured against: T5 for every row,
 goal images convolved, the full sequence, all rows of the last layer, and every sample a row of its own.
+`--label 6400` labels that many frames in one call and prints the most memory it took; `--threads 1` keeps XLA to one
+thread of the CPU.
 """
 
 import argparse
 import dataclasses
 import json
+import os
+import resource
 import statistics
 import sys
 import time
@@ -187,6 +191,65 @@ def random_frames(teacher: OctoTeacher, batch: int) -> jax.Array:
     return jnp.asarray(frames)
 
 
+@dataclasses.dataclass
+class Labelling:
+    """What labelling many frames in one call took; memory in bytes.
+
+    `peak_bytes` is the most that the device held, frames and weights included; on a CPU, that the process held.
+    """
+
+    precision: str
+    samples: int
+    frames: int
+    chunk: int
+    seconds: float
+    frames_bytes: int
+    weights_bytes: int
+    before_bytes: int
+    peak_bytes: int
+
+
+def profile_labelling(model: OctoModel, precision: str, frames: int, samples: int, dataset: str | None) -> Labelling:
+    """Labels random frames in one call of `OctoTeacher.act`, with the chunk size it chooses itself."""
+    teacher = OctoTeacher(model, precision=precision, dataset=dataset or _any_dataset(model))
+    chunk = random_frames(teacher, teacher.chunk_size)
+    seconds = median_ms(lambda: teacher.act(chunk, INSTRUCTION, jax.random.key(0), samples), 1)[0] / 1e3
+    print(f"{frames} frames: about {seconds * frames / len(chunk):.0f} s", file=sys.stderr, flush=True)
+    rgb = jax.block_until_ready(jnp.tile(chunk, (-(-frames // len(chunk)), 1, 1, 1))[:frames])
+    before = _held_bytes()
+    start = time.perf_counter()
+    jax.block_until_ready(teacher.act(rgb, INSTRUCTION, jax.random.key(0), samples))
+    seconds = time.perf_counter() - start
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(teacher.params))
+    return Labelling(
+        precision, samples, frames, len(chunk), seconds, rgb.nbytes, weights, before, max(before, _peak_bytes())
+    )
+
+
+def format_labelling(labelling: Labelling) -> str:
+    """Returns one line about it."""
+    gib = 2**-30
+    return (
+        f"{labelling.frames} frames, {labelling.samples} samples each, {labelling.precision}, chunks of "
+        f"{labelling.chunk}: {labelling.seconds:.1f} s, {labelling.frames / labelling.seconds:.1f} frames/s; memory at "
+        f"most {labelling.peak_bytes * gib:.2f} GiB (before: {labelling.before_bytes * gib:.2f}, of that frames "
+        f"{labelling.frames_bytes * gib:.2f}, weights {labelling.weights_bytes * gib:.2f})"
+    )
+
+
+def _held_bytes() -> int:
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return stats["bytes_in_use"]
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak_bytes() -> int:
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def profile(
     model: OctoModel,
     batches: list[int],
@@ -278,22 +341,37 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=_positive_ints, default=[1], help="samples per frame, e.g. 1,10")
     parser.add_argument("--plain", action="store_true", help="measure the straightforward path too")
     parser.add_argument("--repeats", type=_positive_ints, default=[5], help="timed calls; the median counts")
+    parser.add_argument("--label", metavar="FRAMES", type=_positive_ints, help="only label so many frames in one call")
+    parser.add_argument("--threads", type=int, choices=[1], help="keep XLA to one thread of the CPU")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--trace", metavar="DIR", help="write a JAX profiler trace of all this, for TensorBoard")
     flags = parser.parse_args(argv)
+    if flags.threads:
+        # XLA reads this once, when the first device is asked for.
+        one_thread = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {one_thread}"
     try:
         model = OctoModel.load_pretrained(flags.checkpoint) if flags.checkpoint else random_model(flags.architecture)
         device = jax.devices()[0]
         print(f"{device.device_kind}, {flags.checkpoint or flags.architecture}", file=sys.stderr)
         rows = []
-        if not flags.json:
+        if not flags.json and not flags.label:
             print(HEADER)
         with jax.profiler.trace(flags.trace) if flags.trace else nullcontext():
-            for row in profile(
-                model, flags.batch, flags.precision, flags.samples, plain=flags.plain, repeats=flags.repeats[0]
-            ):
+            if flags.label:
+                measured = (
+                    profile_labelling(model, precision, flags.label[0], samples, None)
+                    for precision in flags.precision
+                    for samples in flags.samples
+                )
+            else:
+                measured = profile(
+                    model, flags.batch, flags.precision, flags.samples, plain=flags.plain, repeats=flags.repeats[0]
+                )
+            for row in measured:
                 rows.append(row)
-                print(format_row(row), file=sys.stderr if flags.json else sys.stdout, flush=True)
+                line = format_labelling(row) if flags.label else format_row(row)
+                print(line, file=sys.stderr if flags.json else sys.stdout, flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

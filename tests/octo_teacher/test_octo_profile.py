@@ -26,6 +26,18 @@ def test_json_of_fast_and_plain_path(capsys, monkeypatch):
     assert err.count("float32") == 2  # a line as soon as each is measured
 
 
+def test_labelling_of_many_frames_tells_its_memory(capsys, monkeypatch):
+    load = profile.OctoModel.load_pretrained
+    monkeypatch.setattr(
+        profile.OctoModel, "load_pretrained", lambda path: load(path).replace(text_processor=profile.FixedIds(16))
+    )
+    assert profile.main(["--checkpoint", str(TINY), "--label=40", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["frames"] == 40 and row["chunk"] == 16
+    assert row["frames_bytes"] == 40 * 64 * 64 * 3
+    assert row["peak_bytes"] >= row["before_bytes"] > row["weights_bytes"] > 0
+
+
 def test_errors_come_before_work(capsys):
     assert profile.main(["--checkpoint=/nowhere"]) == 2
     assert "error: There is no checkpoint folder" in capsys.readouterr().err
