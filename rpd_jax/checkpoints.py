@@ -1,10 +1,11 @@
-"""The whole training state on disk, through Orbax: whole or not at all, the last few kept."""
+"""The whole training state on disk, through Orbax: whole or not at all, the newest few and the best few kept."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from rpd_jax.errors import UserError
 
@@ -16,11 +17,28 @@ class Checkpoints:
     or a full disk is never mistaken for a good one.
     """
 
-    def __init__(self, directory: str | Path, keep: int):
-        """Opens `directory` (made if missing), of which the newest `keep` checkpoints are kept."""
+    def __init__(self, directory: str | Path, keep: int, keep_best: int = 0):
+        """Opens `directory` (made if missing); what a killed process left half-written there is removed.
+
+        Args:
+            directory: of one run.
+            keep: checkpoints to keep, the newest ones.
+            keep_best: further ones to keep: those saved with the highest success.
+        """
         self._directory = Path(directory).absolute()
+        policies = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=_success_of, n=keep_best, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            preservation_policy=policies,
+            best_fn=_success_of if keep_best else None,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -29,15 +47,22 @@ class Checkpoints:
         """The newest complete checkpoint's iteration, or None."""
         return self._manager.latest_step()
 
-    def save(self, iteration: int, state: Any, progress: dict[str, Any]) -> None:
-        """Writes `state` (a pytree of arrays) and `progress` (plain JSON values) as checkpoint number `iteration`.
+    def save(self, iteration: int, state: Any, progress: dict[str, Any], success: float | None = None) -> None:
+        """Writes checkpoint number `iteration`.
+
+        Args:
+            iteration: higher than that of every checkpoint there is.
+            state: a pytree of arrays.
+            progress: plain JSON values.
+            success: of the student at this iteration, if it was measured.
 
         Raises:
             UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
+        metrics = None if success is None else {"success": success}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         try:
-            self._manager.save(iteration, args=arguments, force=True)
+            self._manager.save(iteration, args=arguments, metrics=metrics, force=True)
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) and "No space" not in str(error) and "ENOSPC" not in str(error):
@@ -73,3 +98,7 @@ class Checkpoints:
     def close(self) -> None:
         """Releases Orbax's threads."""
         self._manager.close()
+
+
+def _success_of(metrics: dict[str, float]) -> float:
+    return metrics["success"]

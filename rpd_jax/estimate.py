@@ -36,7 +36,9 @@ def estimate_seconds(
         full = _stretch(short, repeats, config.ppo.rollout_steps)
         start = time.perf_counter()
         if teacher is not None:
-            full = rollout.label(full, teacher, instruction, key, learner.num_samples, config.distill.averaged)
+            full = rollout.label(
+                full, teacher, instruction, key, learner.num_samples, config.distill.averaged, learner.label_sets
+            )
             replay = learner.extend_replay(replay, full)
             jax.block_until_ready(full.teacher_actions)
         state, metrics = learner.update(state, full, key, replay=replay)

@@ -35,7 +35,10 @@ class Rollout:
         next_done: bool or float32 [N], the same flag for the observation after the last step.
         next_value: float32 [N], value of the observation after the last step.
         final_values: float32 [T, N], value of the last observation of an episode that ended at step t, else 0.
-        teacher_actions: float32 [S, T, N, A], S labels of each observation, or None.
+        valid: bool [T, N], False where the step was lost (see Step.valid), so that its sample is not to be learnt from;
+            or None: all are valid.
+        teacher_actions: float32 [S, T, N, A], S labels of each observation; or [epochs, S, T, N, A], other ones in
+            each update epoch; or None.
     """
 
     rgb: jax.Array | None
@@ -49,6 +52,7 @@ class Rollout:
     next_value: jax.Array
     final_values: jax.Array
     teacher_actions: jax.Array | None = None
+    valid: jax.Array | None = None
 
 
 @struct.dataclass
@@ -73,7 +77,7 @@ class Learner:
 
     Attributes:
         network: the student.
-        config: the training config; reads `algorithm`, `ppo` and `distill`.
+        config: the training config; reads `algorithm`, `ppo`, `distill` and `teacher.refresh`.
         distillation: name of the distillation loss, or None for plain PPO.
     """
 
@@ -109,6 +113,11 @@ class Learner:
             if self.distillation == "ppd"
             else losses.ALGORITHMS[self.config.algorithm][1]
         )
+
+    @property
+    def label_sets(self) -> int:
+        """Independent labels of each frame: one for each update epoch, or one for all."""
+        return self.config.ppo.update_epochs if self.config.teacher.refresh == "epoch" else 1
 
     @property
     def uses_replay(self) -> bool:
@@ -235,9 +244,13 @@ class Learner:
             "returns": advantages + rollout.values,
         }
         samples = jax.tree.map(lambda x: x.reshape(num_frames, *x.shape[2:]), samples)
+        label_sets = None
         if self.distillation is not None and rollout.teacher_actions is not None:
             labels = rollout.teacher_actions
-            samples["labels"] = labels.reshape(labels.shape[0], num_frames, -1).swapaxes(0, 1)
+            if labels.ndim == 4:
+                labels = labels[None]
+            # [epochs or 1, T·N, S, A]
+            label_sets = labels.reshape(*labels.shape[:2], num_frames, -1).swapaxes(1, 2)
 
         order_key, step_key = jax.random.split(key)
         if permutations is None:
@@ -246,13 +259,18 @@ class Learner:
         num_steps = ppo.update_epochs * ppo.num_minibatches
         size = num_frames // ppo.num_minibatches
         indices = permutations[:, : size * ppo.num_minibatches].reshape(num_steps, size)
+        valid = None if rollout.valid is None else rollout.valid.reshape(num_frames)
+        if valid is not None:
+            indices = _without_lost_samples(indices, valid, jax.random.fold_in(order_key, ppo.update_epochs))
 
         def loss_fn(params, batch, replayed):
             return self._loss(params, batch, replayed, distill_coef, replay_coef)
 
-        def run_minibatch(params, opt_state, indices, key):
+        def run_minibatch(params, opt_state, indices, epoch, key):
             replay_key, shift_key, replay_shift_key = jax.random.split(key, 3)
             batch = jax.tree.map(lambda x: x[indices], samples)
+            if label_sets is not None:
+                batch["labels"] = label_sets[epoch % label_sets.shape[0], indices]
             replayed = None
             if replay is not None:
                 places = replay.sample_indices(replay_key, self.config.distill.replay_batch)
@@ -278,7 +296,7 @@ class Learner:
             params, opt_state = jax.lax.cond(stop, lambda: (params, opt_state), step)
             return params, opt_state, stop, nonfinite, terms
 
-        def skip_minibatch(params, opt_state, indices, key):
+        def skip_minibatch(params, opt_state, indices, epoch, key):
             skipped = {name: jnp.full((), jnp.nan) for name in ("loss", *LOSS_TERMS, "clip_fraction")}
             return params, opt_state, jnp.ones((), bool), jnp.zeros((), jnp.int32), skipped
 
@@ -293,8 +311,9 @@ class Learner:
 
         nonfinite = _first_nonfinite([getattr(rollout, name) for name in INPUT_TERMS], 0)
         carry = state.params, state.opt_state, nonfinite > 0, nonfinite
+        epochs = jnp.arange(num_steps) // ppo.num_minibatches
         carry, (terms, looked_at, stepped) = jax.lax.scan(
-            minibatch_step, carry, (indices, jax.random.split(step_key, num_steps))
+            minibatch_step, carry, (indices, epochs, jax.random.split(step_key, num_steps))
         )
         params, opt_state, stopped, nonfinite = carry
         num_looked_at = jnp.maximum(jnp.sum(looked_at), 1)
@@ -302,13 +321,14 @@ class Learner:
         returns = samples["returns"]
         metrics |= {
             "optimizer_steps": jnp.sum(stepped),
-            "explained_variance": 1.0 - jnp.var(returns - samples["values"]) / jnp.maximum(jnp.var(returns), 1e-12),
-            "advantage_std": jnp.std(advantages),
+            "explained_variance": 1.0
+            - jnp.var(returns - samples["values"], where=valid) / jnp.maximum(jnp.var(returns, where=valid), 1e-12),
+            "advantage_std": jnp.std(samples["advantages"], where=valid),
             "target_kl_stop": (stopped & (nonfinite == 0)).astype(jnp.float32),
             "nonfinite": nonfinite,
         }
-        if self.distillation == "ppd" and "labels" in samples:
-            floored = jnp.std(samples["labels"], axis=1) < self.config.distill.std_floor
+        if self.distillation == "ppd" and label_sets is not None:
+            floored = jnp.std(label_sets, axis=2) < self.config.distill.std_floor
             metrics["teacher_std_floored"] = jnp.mean(floored.astype(jnp.float32))
         if per_minibatch:
             metrics["minibatches"] = terms
@@ -326,6 +346,7 @@ class Learner:
         rows = {"frames": frames, "states": None if replay.states is None else rollout.state}
         rows = jax.tree.map(lambda x: x.reshape(num_frames, *x.shape[2:])[-replay.capacity :], rows)
         labels = rollout.teacher_actions
+        labels = labels if labels.ndim == 4 else labels[0]
         labels = labels.reshape(labels.shape[0], num_frames, -1)[:, -replay.capacity :]
         return replay.add(rows["frames"], rows["states"], labels)
 
@@ -387,6 +408,12 @@ class Learner:
         return losses.distillation_loss(
             self.distillation, mean, log_std, log_ratio, samples, self.config.ppo.clip, floor
         )
+
+
+def _without_lost_samples(indices, valid, key):
+    """Indices in which each that is not `valid` has made room for a random one that is."""
+    substitutes = jax.random.choice(key, valid.size, indices.shape, p=valid / jnp.sum(valid))
+    return jnp.where(valid[indices], indices, substitutes)
 
 
 def _first_nonfinite(terms, offset):

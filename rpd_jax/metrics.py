@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 
 class MetricsLog:
@@ -17,21 +19,35 @@ class MetricsLog:
         path = workdir / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _iteration_of(line) < first_iteration]
-            path.write_text("".join(line + "\n" for line in lines))
+            # Whole or not at all: a kill in the middle must not cost the lines so far.
+            kept = path.with_suffix(".tmp")
+            kept.write_text("".join(line + "\n" for line in lines))
+            os.replace(kept, path)
         self._file = path.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=None)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        # Not SummaryWriter: its thread dies of a full disk, and then its queue blocks for good.
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
 
     def write(self, iteration: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes scalars measured in `iteration`, after `step` environment steps."""
+        """Writes scalars measured in `iteration`, after `step` environment steps.
+
+        Raises:
+            OSError: the disk is full.
+        """
         values = {name: float(value) for name, value in metrics.items()}
         self._file.write(json.dumps({"iteration": iteration, "step": step, **values}) + "\n")
         self._file.flush()
+        event = Event(wall_time=time.time(), step=step)
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+            event.summary.value.add(tag=name, simple_value=value)
+        self._events.write_event(event)
+        self._events.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        """Closes the files; what a full disk did not take is lost."""
+        for file in (self._file, self._events):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def _iteration_of(line: str) -> float:

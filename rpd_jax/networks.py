@@ -14,7 +14,7 @@ from rpd_jax.losses import gaussian_log_prob
 OBSERVATIONS = ("rgb", "rgb+state", "state")
 # Channels of the three convolutions: the paper's, and half of them, which learns as well from 128 px at 0.4x the work.
 ENCODERS = {"nature": (32, 64, 64), "small": (16, 32, 32)}
-DTYPES = ("float32", "bfloat16")  # of the convolutions; all else is float32
+PRECISIONS = ("float32", "bfloat16")  # of the convolutions; all else is float32
 # Below, NatureCNN's third convolution has nothing left to look at.
 SMALLEST_IMAGE = 36
 
@@ -111,11 +111,10 @@ class ActorCritic(nn.Module):
         Raises:
             UserError: a value that is not among the allowed ones.
         """
-        dtype = student.get("dtype", "float32")
         choices = (
             ("observation", student.observation, OBSERVATIONS),
             ("encoder", student.encoder, ENCODERS),
-            ("dtype", dtype, DTYPES),
+            ("precision", student.precision, PRECISIONS),
         )
         for field, value, allowed in choices:
             if value not in allowed:
@@ -131,7 +130,7 @@ class ActorCritic(nn.Module):
             image_size=student.image_size,
             initial_log_std=student.initial_log_std,
             value_stop_gradient=student.value_stop_gradient,
-            dtype=jnp.dtype(dtype),
+            dtype=jnp.dtype(student.precision),
         )
 
     @property

@@ -15,8 +15,10 @@ _CHOICES = {
     "env.backend": ("auto", "cpu", "gpu"),
     "student.observation": ("rgb", "rgb+state", "state"),
     "student.encoder": ("nature", "small"),
+    "student.precision": ("float32", "bfloat16"),
     "teacher.name": ("octo",),
     "teacher.precision": ("float32", "bfloat16"),
+    "teacher.refresh": ("rollout", "epoch"),
     "distill.schedule": ("constant", "cosine"),
 }
 

@@ -56,7 +56,7 @@ def collect(
     """
     frames = _FrameBuffer(num_steps)
     columns: dict[str, list] = {
-        name: [] for name in ("state", "actions", "logprobs", "values", "rewards", "dones", "final")
+        name: [] for name in ("state", "actions", "logprobs", "values", "rewards", "dones", "valid")
     }
     episodes: dict[str, list[float]] = {"success": [], "return": [], "length": []}
     finals: list[tuple[int, int, np.ndarray, np.ndarray]] = []
@@ -73,6 +73,7 @@ def collect(
             ("values", value),
             ("rewards", step.reward),
             ("dones", position.done),
+            ("valid", step.valid),
         ):
             columns[name].append(row)
         done = np.asarray(step.terminated) | np.asarray(step.truncated)
@@ -81,27 +82,41 @@ def collect(
             episodes["success"].append(float(step.episode.success[n]))
             episodes["return"].append(float(step.episode.episode_return[n]))
             episodes["length"].append(float(step.episode.length[n]))
-        position = Position(step.rgb, step.state, done)
+        position = Position(step.rgb, step.state, done | ~np.asarray(step.valid))
+    values, valid = jnp.stack(columns["values"]), np.stack(columns["valid"])
+    dones, final_values = cut_lost_steps(
+        np.stack(columns["dones"]),
+        np.asarray(values),
+        _final_values(learner, params, finals, (num_steps, envs.num_envs)),
+        valid,
+    )
     rollout = Rollout(
         rgb=frames.stacked(),
         state=jnp.asarray(np.stack(columns["state"])),
         actions=jnp.stack(columns["actions"]),
         logprobs=jnp.stack(columns["logprobs"]),
-        values=jnp.stack(columns["values"]),
+        values=values,
         rewards=jnp.asarray(np.stack(columns["rewards"]), jnp.float32),
-        dones=jnp.asarray(np.stack(columns["dones"]), jnp.float32),
+        dones=jnp.asarray(dones, jnp.float32),
         next_done=jnp.asarray(position.done, jnp.float32),
         next_value=learner.value(params, position.rgb, position.state),
-        final_values=jnp.asarray(_final_values(learner, params, finals, (num_steps, envs.num_envs))),
+        final_values=jnp.asarray(final_values),
         teacher_actions=None,
+        valid=jnp.asarray(valid),
     )
     return rollout, position, {name: np.array(values, np.float32) for name, values in episodes.items()}
 
 
 def label(
-    rollout: Rollout, teacher: Teacher, instruction: str, key: jax.Array, num_samples: int, averaged: int = 1
+    rollout: Rollout,
+    teacher: Teacher,
+    instruction: str,
+    key: jax.Array,
+    num_samples: int,
+    averaged: int = 1,
+    label_sets: int = 1,
 ) -> Rollout:
-    """Returns the rollout with `teacher_actions` float32 [S, T, N, A]: each of its frames labelled once.
+    """Returns the rollout with `teacher_actions`: each of its frames looked at once by the teacher.
 
     Args:
         rollout: T steps of N environments.
@@ -110,12 +125,41 @@ def label(
         key: of the teacher's samples.
         num_samples: S.
         averaged: each label is the mean of so many of the teacher's samples; more of them, less noise in the label.
+        label_sets: E, independent labels of each frame, one for each update epoch: what calling the teacher in every
+            epoch would give.
+
+    Returns:
+        the rollout with labels float32 [S, T, N, A], or [E, S, T, N, A] where E > 1: 4·E·S·T·N·A bytes.
     """
     num_steps, num_envs, *frame_shape = rollout.rgb.shape
     frames = rollout.rgb.reshape(num_steps * num_envs, *frame_shape)
-    actions = teacher.act(frames, instruction, key, num_samples * averaged)
-    actions = actions.reshape(averaged, num_samples, num_steps, num_envs, -1).mean(axis=0)
+    actions = teacher.act(frames, instruction, key, label_sets * num_samples * averaged)
+    sets = (label_sets,) if label_sets > 1 else ()
+    actions = actions.reshape(averaged, *sets, num_samples, num_steps, num_envs, -1).mean(axis=0)
     return rollout.replace(teacher_actions=actions)
+
+
+def cut_lost_steps(
+    dones: np.ndarray, values: np.ndarray, final_values: np.ndarray, valid: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keeps steps that were lost with their worker out of the returns of the steps before them.
+
+    A lost step's observation is the last one known of its episode, so the episode is cut there as by a time limit: the
+    step before it bootstraps from the value of that observation. Arrays are [T, N].
+
+    Args:
+        dones: bool, an episode ended before step t.
+        values: float32, of the observations.
+        final_values: float32, of the last observation where an episode ended at step t, else 0.
+        valid: bool, False at lost steps.
+
+    Returns:
+        dones and final_values with the cuts.
+    """
+    cut = ~valid & ~dones.astype(bool)
+    final_values = final_values.copy()
+    final_values[:-1] += np.where(cut[1:], values[1:], 0.0)
+    return dones | ~valid, final_values
 
 
 class _FrameBuffer:

@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 from rpd_jax.errors import UserError
 
 # What may change between two starts of one run without making it another run.
-_FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "eval.video_episodes")
+_FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
+# Fields that the config.json of an older version does not name, with the value that it stood for.
+_ADDED_FIELDS = {"student.precision": "float32", "teacher.refresh": "rollout", "teacher.dataset": ""}
 
 
 def open_run(workdir: str | Path, config: ConfigDict) -> Path:
@@ -67,9 +69,8 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
 
 def _differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
     names = sorted(name for name in old.keys() | new.keys() if name not in _FREE_FIELDS)
-    return [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names if old.get(name) != new.get(name)
-    ]
+    values = [(name, *(config.get(name, _ADDED_FIELDS.get(name)) for config in (old, new))) for name in names]
+    return [f"{name}: {there!r} there, {now!r} now" for name, there, now in values if there != now]
 
 
 def default_workdir(config_file: str, config: ConfigDict) -> Path:

@@ -13,6 +13,7 @@ from rpd_jax import evaluation, profiles, rollout, schedules
 from rpd_jax.checkpoints import Checkpoints
 from rpd_jax.console import Console
 from rpd_jax.curves import plot_runs
+from rpd_jax.envs.cpu_env import WorkerError
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.errors import UserError
 from rpd_jax.estimate import estimate_seconds
@@ -37,6 +38,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
 
     Raises:
         UserError: settings, files or the machine do not allow the run.
+        WorkerError: an environment worker failed (and `env.restart_workers` is off); the state was saved.
         Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
     paper = config.profiles.paper
@@ -105,10 +107,11 @@ class Trainer:
             seconds = estimate_seconds(self.config, self.envs, self.learner, self.teacher, self.instruction)
             self.console.estimate(seconds * (self.num_iterations - self.iteration))
             student = self._iterate()
-        except Interrupted as interruption:
+        except (Interrupted, WorkerError) as reason:
             if self.checkpoints.latest != self.iteration:
                 self._save()
-            self.console.say(f"{interruption}: saved after iteration {self.iteration}; the same command continues.")
+            cause = reason if isinstance(reason, Interrupted) else "A worker failed"
+            self.console.say(f"{cause}: saved after iteration {self.iteration}; the same command continues.")
             raise
         self.console.time_split(self.workdir / "metrics.jsonl")
         return {"algorithm": self.config.algorithm, "student": student, "teacher": teacher}
@@ -144,6 +147,7 @@ class Trainer:
                             teacher_key,
                             self.learner.num_samples,
                             config.distill.averaged,
+                            self.learner.label_sets,
                         )
                         self.replay = self.learner.extend_replay(self.replay, frames)
                         jax.block_until_ready(frames.teacher_actions)
@@ -165,6 +169,8 @@ class Trainer:
                 numbers = {f"train/{name}": value for name, value in metrics.items()}
                 numbers |= {"train/distill_coef": coef, "train/learning_rate": rate}
                 numbers |= {f"rollout/{name}": values.mean() for name, values in episodes.items() if len(values)}
+                if config.env.restart_workers:
+                    numbers["rollout/lost_steps"] = float((~frames.valid).sum())
                 if last or self.iteration % config.eval.every == 0:
                     with clock.stage("evaluate"):
                         result = self._evaluate(last)

@@ -40,7 +40,7 @@ def make_config(**changes):
                 "image_size": 64,
                 "initial_log_std": -0.5,
                 "value_stop_gradient": False,
-                "dtype": "float32",
+                "precision": "float32",
             },
             "ppo": {
                 "update_epochs": HYPER["update_epochs"],
@@ -59,6 +59,7 @@ def make_config(**changes):
                 "advantage_std_floor": 0.0,
                 "adam_eps": HYPER["adam_eps"],
             },
+            "teacher": {"refresh": "rollout"},
             "distill": {
                 "coef": HYPER["distill_lambda"],
                 "num_samples": 10,
@@ -226,6 +227,20 @@ def test_schedules_change_without_recompilation():
     np.testing.assert_allclose(none["loss"], ppo["loss"], rtol=1e-4)
     assert unchanged(update(learner, learning_rate=0.0)[0])
     assert learner._update._cache_size() == 1
+
+
+def test_labels_of_each_epoch_are_those_that_its_minibatches_see():
+    """Without a step, an epoch's distillation terms are those of a rollout that has its labels only."""
+    learner = make_state_learner(**{"teacher.refresh": "epoch", "ppo.target_kl": 0.0})
+    assert learner.label_sets == HYPER["update_epochs"] == 2
+    sets = EXPECTED["teacher_samples"][:2, None]
+    both = update(learner, make_rollout(state=STATES, teacher_actions=sets), learning_rate=0.0)[1]["minibatches"]
+    for epoch in range(2):
+        rollout = make_rollout(state=STATES, teacher_actions=sets[epoch])
+        only = update(learner, rollout, learning_rate=0.0)[1]["minibatches"]
+        steps = slice(3 * epoch, 3 * epoch + 3)
+        np.testing.assert_allclose(both["distill_loss"][steps], only["distill_loss"][steps], rtol=1e-6)
+        assert not np.allclose(both["distill_loss"][3 - 3 * epoch :][:3], only["distill_loss"][3 - 3 * epoch :][:3])
 
 
 def test_random_order_visits_every_sample_once_per_epoch():

@@ -29,6 +29,16 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
         open_run(tmp_path / "a", make_config(learning_rate=1e-3))
 
 
+def test_a_run_of_a_version_without_a_setting_continues_if_the_setting_is_left_alone(tmp_path):
+    open_run(tmp_path / "a", make_config())
+    config = make_config()
+    config.teacher = ConfigDict({"refresh": "rollout"})
+    open_run(tmp_path / "a", config)
+    config.teacher.refresh = "epoch"
+    with pytest.raises(UserError, match=r"teacher\.refresh: 'rollout' there, 'epoch' now"):
+        open_run(tmp_path / "a", config)
+
+
 def test_a_directory_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("dear reader")
     with pytest.raises(UserError, match="no run"):
