@@ -1,6 +1,7 @@
 """Whole episodes of a policy, student or teacher: success, return, length, and a video."""
 
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -67,13 +68,16 @@ def run_episodes(
     filmed = min(video_episodes, envs.num_envs)
     films: list[list[np.ndarray]] = [[np.array(rgb[i])] for i in range(filmed)]
     key = jax.random.key(seed)
-    for t in range(quota * envs.max_episode_steps):
+    for t in itertools.count():
         check_stop()
         action = np.clip(np.asarray(act(rgb, envs.state, jax.random.fold_in(key, t))), -1.0, 1.0)
         step = envs.step(action)
         done = np.asarray(step.terminated) | np.asarray(step.truncated)
+        valid = np.asarray(step.valid)
         for i in range(filmed):
-            if counts[i] == 0:
+            if not valid[i] and counts[i] == 0:
+                films[i] = [np.array(step.rgb[i])]
+            elif counts[i] == 0:
                 films[i].append(np.array(step.final_rgb[i] if done[i] else step.rgb[i]))
         for i in np.flatnonzero(done & (counts < quota)):
             metrics = (step.episode.success[i], step.episode.episode_return[i], step.episode.length[i])
