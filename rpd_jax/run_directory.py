@@ -50,6 +50,22 @@ def open_run(workdir: str | Path, config: ConfigDict) -> Path:
     return workdir
 
 
+def read_run_config(workdir: str | Path) -> ConfigDict:
+    """The resolved config of a run, fields newer than it filled in; raises UserError if it is none."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run (config.json): give a directory that train.py made.")
+    config = ConfigDict(_read(path))
+    for name, value in _ADDED_FIELDS.items():
+        *parts, field = name.split(".")
+        part = config
+        for key in parts:
+            part = part[key]
+        if field not in part:
+            part[field] = value
+    return config
+
+
 def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text())

@@ -1,0 +1,182 @@
+"""A policy folder: written from a trained student, and read back."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rpd_jax.errors import UserError
+from rpd_jax.export.weights import policy_weights
+from rpd_jax.tasks import find_task
+from rpd_jax.trained_student import TrainedStudent
+
+JAX_FILE, ONNX_FILE, WEIGHTS_FILE, NUMPY_FILE = "policy.jax", "policy.onnx", "weights.npz", "run_numpy.py"
+_PLATFORMS = ("cpu", "cuda")
+# What the three forms may differ by: rounding in another order of summation.
+TOLERANCE = 1e-4
+
+
+def export_policy(student: TrainedStudent, folder: str | Path) -> dict[str, float]:
+    """Writes the deterministic policy in three forms, with example inputs and actions, and compares them.
+
+    Actions are the mean of the Gaussian, clipped to [-1, 1] as the environment would. All forms compute in float32,
+    also where `student.precision` is bfloat16.
+
+    Args:
+        student: what to export.
+        folder: made if missing; files of an earlier export are replaced.
+
+    Returns:
+        The largest difference of any action from the JAX program's, for "onnx" and "numpy".
+
+    Raises:
+        UserError: `folder` cannot be written, or a package is missing.
+        RuntimeError: the forms disagree.
+    """
+    from rpd_jax.export.onnx_graph import write_onnx
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder} ({error.strerror}): choose another --output.") from error
+    weights = policy_weights(student)
+    (folder / JAX_FILE).write_bytes(_serialize(student))
+    write_onnx(weights, student.frame_shape, student.state_dim, folder / ONNX_FILE)
+    np.savez(folder / WEIGHTS_FILE, **weights)
+    shutil.copyfile(Path(__file__).with_name(NUMPY_FILE), folder / NUMPY_FILE)
+    (folder / "policy.json").write_text(json.dumps(_description(student), indent=2) + "\n")
+    example = example_inputs(student.frame_shape, student.state_dim, batch=3)
+    expected = np.asarray(ExportedPolicy(folder).act(**example))
+    np.savez_compressed(folder / "example.npz", **example, actions=expected)
+    differences = {
+        "onnx": float(np.abs(onnx_policy(folder)(**example) - expected).max()),
+        "numpy": float(np.abs(numpy_policy(folder)(**example) - expected).max()),
+    }
+    if max(differences.values()) > TOLERANCE:
+        raise RuntimeError(f"the exported forms of {folder} give different actions: {differences}")
+    return differences
+
+
+class ExportedPolicy:
+    """The jax.export program of a policy folder.
+
+    Attributes:
+        description: what policy.json holds: observation, inputs, task, camera, origin.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Reads the program.
+
+        Raises:
+            UserError: no policy folder, or a program of an incompatible JAX.
+        """
+        path = Path(folder) / "policy.json"
+        try:
+            self.description = json.loads(path.read_text())
+            blob = (path.parent / JAX_FILE).read_bytes()
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{folder} is no policy folder ({error}): make one with python -m rpd_jax.export --run=DIR -o {folder}."
+            ) from error
+        try:
+            self._call = jax.jit(jax.export.deserialize(bytearray(blob)).call)
+        except ValueError as error:
+            raise UserError(f"{path.parent / JAX_FILE} is of another JAX ({error}): export the run again.") from error
+
+    def act(self, rgb: jax.Array | None = None, state: jax.Array | None = None) -> jax.Array:
+        """Actions float32 [B, A] in [-1, 1] for frames uint8 [B, H, W, 3] and/or states float32 [B, D].
+
+        What the student does not look at may be given and is ignored.
+        """
+        given = {"rgb": rgb, "state": state}
+        return self._call(*(given[name] for name in self.description["inputs"]))
+
+
+def onnx_policy(folder: str | Path) -> Callable[..., np.ndarray]:
+    """The ONNX graph of a policy folder in ONNX Runtime: called with rgb= and/or state= as numpy arrays.
+
+    Raises:
+        UserError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("ONNX Runtime is not installed: pip install 'rpd-jax[export]'.") from error
+    session = onnxruntime.InferenceSession(Path(folder) / ONNX_FILE, providers=["CPUExecutionProvider"])
+    return lambda **inputs: session.run(None, inputs)[0]
+
+
+def numpy_policy(folder: str | Path) -> Callable[..., np.ndarray]:
+    """`act` of the folder's own run_numpy.py."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("exported_run_numpy", Path(folder) / NUMPY_FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.act
+
+
+def example_inputs(
+    frame_shape: tuple[int, int, int] | None, state_dim: int | None, batch: int
+) -> dict[str, np.ndarray]:
+    """Random frames and states of the right shapes, always the same ones."""
+    random = np.random.default_rng(0)
+    inputs = {}
+    if frame_shape is not None:
+        inputs["rgb"] = random.integers(0, 256, (batch, *frame_shape), np.uint8)
+    if state_dim is not None:
+        inputs["state"] = random.standard_normal((batch, state_dim)).astype(np.float32)
+    return inputs
+
+
+def _serialize(student: TrainedStudent) -> bytes:
+    network = student.network.clone(dtype=np.float32)
+    params = jax.device_get(student.params)
+
+    def mean_action(*observation):
+        given = dict(zip(_inputs(student), observation, strict=True))
+        rgb, state = (None if name not in given else given[name][None] for name in ("rgb", "state"))
+        return jax.numpy.clip(network.apply(params, rgb, state, method="mean_action")[0], -1.0, 1.0)
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = [jax.ShapeDtypeStruct((batch, *shape), dtype) for shape, dtype in _inputs(student).values()]
+    # One frame's program under vmap, since the network itself cannot be traced without knowing the batch.
+    return jax.export.export(jax.jit(jax.vmap(mean_action)), platforms=_PLATFORMS)(*shapes).serialize()
+
+
+def _inputs(student: TrainedStudent) -> dict[str, tuple[tuple[int, ...], str]]:
+    inputs = {}
+    if student.frame_shape is not None:
+        inputs["rgb"] = student.frame_shape, "uint8"
+    if student.state_dim is not None:
+        inputs["state"] = (student.state_dim,), "float32"
+    return inputs
+
+
+def _description(student: TrainedStudent) -> dict:
+    config = student.config
+    return {
+        "observation": student.network.observation,
+        "inputs": {
+            name: {"shape": ["batch", *shape], "dtype": kind} for name, (shape, kind) in _inputs(student).items()
+        },
+        "actions": {
+            "shape": ["batch", student.network.action_dim],
+            "dtype": "float32",
+            "meaning": "ManiSkill's pd_ee_delta_pose at 20 Hz: translation, rotation, gripper (+1 open), in [-1, 1]",
+        },
+        "task": config.env.task,
+        "instruction": config.teacher.instruction or find_task(config.env.task).instruction,
+        "camera": config.env.camera.to_dict() if "camera" in config.env else {},
+        "image_size": config.env.image_size,
+        "mesh_detail": config.env.mesh_detail,
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+        "iteration": student.iteration,
+        "steps": student.iteration * config.env.num_envs * config.ppo.rollout_steps,
+        "jax": jax.__version__,
+    }
