@@ -1,6 +1,5 @@
 """How every command of the project starts and ends: flags in, one clear sentence out when something is wrong."""
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -8,23 +7,34 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
+from rpd_jax.flag_mistakes import explain, explain_config_files, explain_leftover
 from rpd_jax.interruption import Interrupted
+from rpd_jax.usage import HELP_FLAGS, short_usage
 
 
-def run_command(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
+def run_command(main: Callable[..., None], argv: Sequence[str] | None = None, *, positional: str | None = None) -> None:
     """Parses absl flags and calls `main`.
 
     Exits with status 2 and one sentence on wrong flags or a UserError, 130 when interrupted, and leaves the stack trace
     to everything else, which is a mistake of ours.
+
+    Args:
+        main: called without arguments, or with the list of those that are no flags if `positional` names them.
+        argv: of the command; sys.argv if None.
+        positional: what the arguments that are no flags are called; at least one is needed then. None: none are taken.
     """
     try:
-        app.run(lambda _: _guarded(main), argv=argv, flags_parser=_parse_flags)
+        app.run(
+            lambda arguments: _guarded(main, *([arguments[1:]] if positional else [])),
+            argv=argv,
+            flags_parser=lambda argv: _parse_flags(argv, positional),
+        )
     except Interrupted:
         sys.exit(130)
 
 
 def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
-    """The config of a `--config` flag; raises UserError if its file is missing."""
+    """The config of a `--config` flag; raises UserError if it cannot be read."""
     try:
         flag.value.keys()  # a config that failed to load says so at its first use
         return flag.value
@@ -33,10 +43,10 @@ def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
         raise UserError(f"--{flag.name} cannot be read ({text}): give a file of configs/.") from error
 
 
-def _guarded(main: Callable[[], None]) -> None:
+def _guarded(main: Callable[..., None], *arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell their inner life at INFO
     try:
-        main()
+        main(*arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -44,24 +54,24 @@ def _guarded(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: Sequence[str], positional: str | None) -> list[str]:
+    if any(argument in HELP_FLAGS for argument in argv[1:]):
+        print(short_usage(argv))
+        sys.exit(0)
     try:
         arguments = flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        text = _first_sentence(error)
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(2)
-    if len(arguments) > 1:
-        print(f"error: Unknown argument {arguments[1]!r}: flags are written --name=value.", file=sys.stderr)
-        sys.exit(2)
+        _refuse(explain(argv, error))
+    missing = explain_config_files(argv)
+    if missing:
+        _refuse(missing)
+    if positional is None and len(arguments) > 1:
+        _refuse(explain_leftover(arguments[1]))
+    if positional is not None and len(arguments) < 2:
+        _refuse(f"{positional} is missing: see --help.")
     return arguments
 
 
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    nearest = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
-    if nearest:
-        return f"the config has no field {nearest[2]!r}: did you mean {nearest[1]!r}?"
-    if isinstance(error, AttributeError | KeyError):
-        return f"the config has no such field: {text}"
-    return text
+def _refuse(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
