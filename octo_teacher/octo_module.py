@@ -341,7 +341,7 @@ def _create_module(
     transformer_kwargs = dict(model["transformer_kwargs"])
     if transformer_kwargs.pop("add_position_embedding", False):
         raise UserError("model.transformer_kwargs.add_position_embedding=true in config.json is not implemented.")
-    allowed = {field.name for field in dataclasses.fields(Transformer)} - {"parent", "name", "dtype"}
+    allowed = {field.name for field in dataclasses.fields(Transformer)} - {"parent", "name", "dtype", "straightforward"}
     if set(transformer_kwargs) - allowed:
         raise UserError(f"model.transformer_kwargs.{min(set(transformer_kwargs) - allowed)} is not implemented.")
     if model["token_embedding_size"] % transformer_kwargs["num_attention_heads"]:

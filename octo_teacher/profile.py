@@ -3,7 +3,8 @@ r"""Where an Octo teacher's time goes: `python -m octo_teacher.profile --archite
 For every batch size, precision and number of samples: compile time, time per call, frames per second, FLOPs, share of
 the device's measured matmul rate, and memory; then the same time split into image stem, T5 with the language prefix,
 transformer and head. `--plain` adds the straightforward path, which the fast one is measured against: T5 for every row,
-goal images convolved, the full sequence, all rows of the last layer, and every sample a row of its own.
+goal images convolved, the full sequence through flax's own attention, all rows of the last layer, and every sample a
+row of its own.
 `--label 6400` labels that many frames in one call and prints the most memory it took; `--threads 1` keeps XLA to one
 thread of the CPU.
 """
@@ -140,7 +141,7 @@ def profile_fast(
 
 def profile_plain(model: OctoModel, batch: int, samples: int, peak: float, repeats: int) -> Row:
     """Measures the straightforward path; samples are rows of their own."""
-    rows = batch * samples
+    model, rows = straightforward(model), batch * samples
     camera = OctoTeacher(model, dataset=_any_dataset(model)).camera
     shape = model.example_batch["observation"][camera].shape[2:]
     frames = np.random.default_rng(0).integers(0, 256, (rows, 1, *shape), dtype=np.uint8)
@@ -148,6 +149,13 @@ def profile_plain(model: OctoModel, batch: int, samples: int, peak: float, repea
     lowered, args = lower_sample_actions(model, observations, model.create_tasks(texts=[INSTRUCTION] * rows))
     seconds, call_ms, cpu_ms, flops, used = compile_and_measure(lowered, args, repeats)
     return _row("plain", "float32", batch, samples, seconds, call_ms, cpu_ms, flops, used, peak)
+
+
+def straightforward(model: OctoModel) -> OctoModel:
+    """Returns the same model, its transformer written without thought of speed; see `Transformer`."""
+    transformer = model.module.octo_transformer
+    kwargs = (*transformer.transformer_kwargs, ("straightforward", True))
+    return model.replace(module=model.module.clone(octo_transformer=transformer.clone(transformer_kwargs=kwargs)))
 
 
 def measure_parts(teacher: OctoTeacher, batch: int, samples: int, repeats: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ class MlpBlock(nn.Module):
     mlp_dim: int
     dropout_rate: float = 0.1
     dtype: Any = jnp.float32
+    straightforward: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
@@ -28,7 +29,7 @@ class MlpBlock(nn.Module):
             bias_init=nn.initializers.normal(1e-6),
         )
         # As one matrix: XLA's CPU code for GELU after a batched product is several times slower.
-        y = nn.gelu(dense(self.mlp_dim)(x.reshape(-1, x.shape[-1])))
+        y = nn.gelu(dense(self.mlp_dim)(x if self.straightforward else x.reshape(-1, x.shape[-1])))
         y = nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
         y = dense(x.shape[-1])(y).reshape(x.shape)
         return nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
@@ -53,15 +54,17 @@ class MultiHeadDotProductAttention(nn.Module):
         *,
         deterministic: bool = True,
         prefix: KeyValue | None = None,
-    ) -> tuple[jax.Array, KeyValue]:
+        few_queries: bool = False,
+    ) -> tuple[jax.Array, KeyValue | None]:
         """Attends from `queries` [B, Q, d] to `x` [B, K, d], and to the cached `prefix` before it.
 
         Args:
             mask: bool, broadcastable to [B, 1, Q, P + K]; None if everything is visible.
             prefix: keys and values [B or 1, P, heads, head_dim].
+            few_queries: do not compute the keys and values of `x`; see `_attend_without_keys`. Not for initialising.
 
         Returns:
-            Outputs [B, Q, d], and the keys and values of `x` alone.
+            Outputs [B, Q, d], and the keys and values of `x` alone (None with `few_queries`).
         """
         features = queries.shape[-1]
         shape = (self.num_heads, features // self.num_heads)
@@ -71,27 +74,61 @@ class MultiHeadDotProductAttention(nn.Module):
             dense = nn.DenseGeneral(shape, dtype=self.dtype, kernel_init=init, name=name)
             return dense(tokens.reshape(-1, features)).reshape(*tokens.shape[:2], *shape)
 
-        query, key, value = project(queries, "query"), project(x, "key"), project(x, "value")
-        own = key, value
-        if prefix is not None:
-            key, value = (
-                jnp.concatenate([jnp.broadcast_to(cached, (new.shape[0], *cached.shape[1:])), new], axis=1)
-                for cached, new in zip(prefix, own, strict=True)
-            )
+        query = project(queries, "query")
         query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
-        if mask is not None:
-            logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-        # Normalised after the sum over keys: the division is then over head_dim numbers per query, not over all keys.
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
-        weights = nn.Dropout(self.dropout_rate)(weights.astype(self.dtype), deterministic=deterministic)
-        y = jnp.einsum("bhqk,bkhd->bhqd", weights, value)
-        y = (y / total).astype(self.dtype).transpose(0, 2, 1, 3)
+        if few_queries:
+            own, y = None, self._attend_without_keys(query, x, mask, prefix)
+        else:
+            own = key, value = project(x, "key"), project(x, "value")
+            if prefix is not None:
+                key, value = (
+                    jnp.concatenate([jnp.broadcast_to(cached, (new.shape[0], *cached.shape[1:])), new], axis=1)
+                    for cached, new in zip(prefix, own, strict=True)
+                )
+            weights, total = _unnormalized_softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key), mask)
+            weights = nn.Dropout(self.dropout_rate)(weights.astype(self.dtype), deterministic=deterministic)
+            y = jnp.einsum("bhqk,bkhd->bhqd", weights, value) / total
+        y = y.astype(self.dtype).transpose(0, 2, 1, 3)
         out = nn.DenseGeneral(
             features, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out"
         )
         return out(y.reshape(-1, *shape)).reshape(queries.shape), own
+
+    def _attend_without_keys(
+        self, query: jax.Array, x: jax.Array, mask: jax.Array | None, prefix: KeyValue | None
+    ) -> jax.Array:
+        """Attention of scaled queries [B, Q, heads, head_dim] to `x`, [B, heads, Q, head_dim], without dropout.
+
+        q · (W x + b) = (W^T q) · x + q · b, and the weighted sum of W x + b is W (weighted sum of x) + b · (sum of
+        weights). For a few queries this takes far fewer operations than the keys and values of every row of `x`.
+        """
+        params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), self.variables["params"])
+        key, value = params["key"], params["value"]
+        logits = jnp.einsum("bqhe,bke->bhqk", jnp.einsum("bqhd,ehd->bqhe", query, key["kernel"]), x)
+        logits += jnp.einsum("bqhd,hd->bhq", query, key["bias"])[..., None]
+        if prefix is not None:
+            keys, values = (jnp.broadcast_to(cached, (len(x), *cached.shape[1:])) for cached in prefix)
+            logits = jnp.concatenate([jnp.einsum("bqhd,bkhd->bhqk", query, keys), logits], axis=-1)
+        weights, total = _unnormalized_softmax(logits, mask)
+        weights = weights.astype(self.dtype)
+        own = weights[..., -x.shape[1] :]
+        y = jnp.einsum("bhqe,ehd->bhqd", jnp.einsum("bhqk,bke->bhqe", own, x), value["kernel"])
+        y += own.sum(axis=-1, keepdims=True) * value["bias"][:, None]
+        if prefix is not None:
+            y += jnp.einsum("bhqk,bkhd->bhqd", weights[..., : -x.shape[1]], values)
+        return y / total
+
+
+def _unnormalized_softmax(logits: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Softmax over the last axis as weights and their sum, float32.
+
+    Divided after the sum over keys, the division is over head_dim numbers per query, not over all keys.
+    """
+    logits = logits.astype(jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    return weights, weights.sum(axis=-1, keepdims=True)
 
 
 class MAPHead(nn.Module):
@@ -128,6 +165,7 @@ class Encoder1DBlock(nn.Module):
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
     dtype: Any = jnp.float32
+    straightforward: bool = False
 
     @nn.compact
     def __call__(
@@ -144,17 +182,28 @@ class Encoder1DBlock(nn.Module):
         if rows is not None:
             x, queries = x[:, rows], normed[:, rows]
             mask = None if mask is None else mask[:, :, rows]
-        y, key_value = MultiHeadDotProductAttention(self.num_heads, self.attention_dropout_rate, self.dtype)(
-            queries, normed, mask, deterministic=deterministic, prefix=prefix
-        )
+        if self.straightforward:
+            attention = nn.MultiHeadDotProductAttention(
+                self.num_heads, dtype=self.dtype, dropout_rate=self.attention_dropout_rate
+            )
+            y, key_value = attention(queries, normed, mask=mask, deterministic=deterministic), None
+        else:
+            few = rows is not None and len(rows) * self.num_heads <= x.shape[-1] // 2
+            y, key_value = MultiHeadDotProductAttention(self.num_heads, self.attention_dropout_rate, self.dtype)(
+                queries, normed, mask, deterministic=deterministic, prefix=prefix, few_queries=few
+            )
         x = x + nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        y = MlpBlock(self.mlp_dim, self.dropout_rate, self.dtype)(y, deterministic=deterministic)
+        y = MlpBlock(self.mlp_dim, self.dropout_rate, self.dtype, self.straightforward)(y, deterministic=deterministic)
         return x + y, key_value
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and a final LayerNorm."""
+    """A stack of blocks and a final LayerNorm.
+
+    With `straightforward`, written as one would without thought of speed (flax's own attention, products of
+    three-dimensional arrays): what the fast path is measured against. It knows neither `prefix` nor `rows`.
+    """
 
     num_layers: int
     mlp_dim: int
@@ -162,6 +211,7 @@ class Transformer(nn.Module):
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
     dtype: Any = jnp.float32
+    straightforward: bool = False
 
     @nn.compact
     def __call__(
@@ -181,7 +231,7 @@ class Transformer(nn.Module):
             rows: the only rows of the output that are wanted; the last layer computes no others.
 
         Returns:
-            The encoded rows, and per layer the keys and values of `x`.
+            The encoded rows, and per layer the keys and values of `x` (None where they were not computed).
         """
         cache = []
         for layer in range(self.num_layers):
@@ -191,6 +241,7 @@ class Transformer(nn.Module):
                 self.dropout_rate,
                 self.attention_dropout_rate,
                 self.dtype,
+                self.straightforward,
                 name=f"encoderblock_{layer}",
             )(
                 x,

@@ -10,6 +10,7 @@ import pytest
 
 from octo_teacher import teacher as teacher_module
 from octo_teacher.octo_model import OctoModel
+from octo_teacher.profile import straightforward
 from octo_teacher.teacher import OctoTeacher, frame_noise
 from rpd_jax.errors import UserError
 
@@ -37,8 +38,8 @@ def make_frames(count: int, size: int = 64) -> np.ndarray:
 
 
 def plain_actions(model: OctoModel, frames: np.ndarray, instruction: str, num_samples: int) -> np.ndarray:
-    """The same labels by the public model: T5 per row, zero goal images, the full sequence, all rows."""
-    count = len(frames)
+    """The same labels by the straightforward path: T5 per row, zero goal images, the full sequence, all rows."""
+    model, count = straightforward(model), len(frames)
     actions = model.sample_actions(
         {"image_primary": frames[:, None], "timestep_pad_mask": np.ones((count, 1), bool)},
         model.create_tasks(texts=[instruction] * count),
