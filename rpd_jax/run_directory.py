@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from rpd_jax.errors import UserError
 
 # What may change between two starts of one run without making it another run.
-_FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
+FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
 # Fields that the config.json of an older version does not name, with the value that it stood for.
 _ADDED_FIELDS = {"student.precision": "float32", "teacher.refresh": "rollout", "teacher.dataset": ""}
 
@@ -31,7 +31,7 @@ def open_run(workdir: str | Path, config: ConfigDict) -> Path:
     path = workdir / "config.json"
     wanted = json.loads(config.to_json())
     if path.exists():
-        differences = _differences(_flatten(_read(path)), _flatten(wanted))
+        differences = _differences(flatten(_read(path)), flatten(wanted))
         if differences:
             raise UserError(
                 f"{workdir} is a run of another config ({'; '.join(differences)}): "
@@ -73,18 +73,18 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path} is not valid JSON ({error}): restore it or choose another --workdir.") from error
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
 
 
 def _differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
-    names = sorted(name for name in old.keys() | new.keys() if name not in _FREE_FIELDS)
+    names = sorted(name for name in old.keys() | new.keys() if name not in FREE_FIELDS)
     values = [(name, *(config.get(name, _ADDED_FIELDS.get(name)) for config in (old, new))) for name in names]
     return [f"{name}: {there!r} there, {now!r} now" for name, there, now in values if there != now]
 

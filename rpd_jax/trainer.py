@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from rpd_jax import evaluation, profiles, rollout, schedules
 from rpd_jax.checkpoints import Checkpoints
 from rpd_jax.console import Console
-from rpd_jax.curves import plot_runs
 from rpd_jax.envs.cpu_env import WorkerError
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.errors import UserError
@@ -21,6 +20,7 @@ from rpd_jax.interruption import Interrupted, StopRequest
 from rpd_jax.learner import Learner
 from rpd_jax.metrics import MetricsLog, StageClock
 from rpd_jax.networks import ActorCritic
+from rpd_jax.report.figures import plot_run
 from rpd_jax.run_directory import open_run
 from rpd_jax.tasks import find_task
 from rpd_jax.teachers import load_teacher
@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
         with contextlib.ExitStack() as stack:
             results = Trainer(config, workdir, console, stack).run()
         _write_json(results_path, results)
-    plot_runs([workdir], workdir / "curve.png")
+    plot_run(workdir, workdir / "curve.png")
     console.finish(results, workdir)
     return results
 

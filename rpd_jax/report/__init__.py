@@ -1,0 +1,1 @@
+"""Runs side by side: curves, intervals, sample efficiency, time, videos, on one HTML page."""

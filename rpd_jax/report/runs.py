@@ -1,0 +1,191 @@
+"""What training runs left on disk, and which of them belong together."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rpd_jax.errors import UserError
+from rpd_jax.losses import ALGORITHMS
+from rpd_jax.run_directory import FREE_FIELDS, flatten
+
+# Fields that the curves of one panel share.
+_PANEL_FIELDS = ("env.task", "env.reward_mode", "env.camera.")
+# Of several fields that tell variants of an algorithm apart, these name them.
+_CHOSEN_FIRST = ("student.observation", "teacher.checkpoint", "teacher.name", "distill.coef", "total_steps")
+# The order of algorithms in legends and tables: the baseline without a teacher comes last.
+ORDER = tuple(sorted(ALGORITHMS, key=lambda name: name == "ppo"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run directory, finished or not.
+
+    Attributes:
+        path: the directory.
+        config: resolved settings, "part.field" -> value.
+        rows: the lines of metrics.jsonl.
+        results: results.json, or None while it is not finished.
+        teacher: teacher.json, or None where the teacher was not measured.
+    """
+
+    path: Path
+    config: dict[str, object]
+    rows: list[dict[str, float]]
+    results: dict | None
+    teacher: dict[str, float] | None
+
+    @property
+    def algorithm(self) -> str:
+        return self.config["algorithm"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def step(self) -> int:
+        """Environment steps done."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps of the whole run: whole iterations only."""
+        batch = self.config["env.num_envs"] * self.config["ppo.rollout_steps"]
+        return self.config["total_steps"] // batch * batch
+
+    def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps [K] and values [K] of the iterations that logged `name`."""
+        pairs = [(row["step"], row[name]) for row in self.rows if name in row]
+        return tuple(np.array(pairs, float).reshape(-1, 2).T)
+
+    @property
+    def latest(self) -> dict[str, float] | None:
+        """The newest evaluation's success, return, length and episodes; None before the first."""
+        for row in reversed(self.rows):
+            if "eval/success" in row:
+                return {name.removeprefix("eval/"): row[name] for name in row if name.startswith("eval/")}
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Runs that differ in nothing but the seed, or in nothing that a run may change on the way."""
+
+    name: str
+    algorithm: str
+    runs: list[Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Series on one task, with the same rewards and camera."""
+
+    title: str
+    series: list[Series]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for series in self.series for run in series.runs]
+
+    def teachers(self, name: str) -> dict[str, float]:
+        """Mean of `name` ("success" or "return") of each teacher checkpoint that the panel's runs measured."""
+        values: dict[str, list[float]] = {}
+        for run in self.runs:
+            if run.teacher is not None:
+                checkpoint = str(run.config["teacher.checkpoint"]).rstrip("/").rsplit("/", 1)[-1]
+                values.setdefault(checkpoint, []).append(run.teacher[name])
+        return {checkpoint: float(np.mean(found)) for checkpoint, found in values.items()}
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Reads the given run directories, and those up to two levels below directories that are none themselves.
+
+    Raises:
+        UserError: a directory that holds no run, or a file of a run that cannot be read.
+    """
+    runs: dict[Path, Run] = {}
+    for path in map(Path, paths):
+        places = [path] if _is_run(path) else sorted(filter(_is_run, [*path.glob("*"), *path.glob("*/*")]))
+        if not places:
+            raise UserError(
+                f"{path} holds no run (config.json and metrics.jsonl): give directories that train.py made."
+            )
+        for place in places:
+            runs[place.resolve()] = _read_run(place)
+    return list(runs.values())
+
+
+def group(runs: Sequence[Run]) -> list[Panel]:
+    """Sorts runs into panels, and those of a panel into series named by algorithm and by what else differs."""
+    panels: dict[str, list[Run]] = {}
+    for run in runs:
+        panels.setdefault(_panel_title(run), []).append(run)
+    return [Panel(title, _series(members)) for title, members in sorted(panels.items())]
+
+
+def differing_fields(runs: Sequence[Run], ignored: Sequence[str] = FREE_FIELDS) -> list[str]:
+    """Names of the settings in which the runs differ."""
+    names = sorted({name for run in runs for name in run.config} - set(ignored))
+    return [name for name in names if len({json.dumps(run.config.get(name)) for run in runs}) > 1]
+
+
+def _series(runs: Sequence[Run]) -> list[Series]:
+    found: dict[str, Series] = {}
+    for algorithm in sorted({run.algorithm for run in runs}, key=ORDER.index):
+        members = sorted((run for run in runs if run.algorithm == algorithm), key=lambda run: (run.seed, run.path))
+        fields = _telling_fields(members, differing_fields(members, (*FREE_FIELDS, "seed")))
+        for run in members:
+            details = ", ".join(f"{field}={run.config.get(field)}" for field in fields)
+            name = f"{algorithm} ({details})" if details else algorithm
+            found.setdefault(name, Series(name, algorithm, [])).runs.append(run)
+    return list(found.values())
+
+
+def _telling_fields(runs: Sequence[Run], fields: Sequence[str]) -> tuple[str, ...]:
+    """The fewest of the differing fields that tell the runs' settings apart, those that people choose first."""
+
+    def variants(chosen: Sequence[str]) -> int:
+        return len({json.dumps([run.config.get(field) for field in chosen]) for run in runs})
+
+    ordered = sorted(fields, key=lambda field: (field not in _CHOSEN_FIRST, field))
+    sizes = (itertools.combinations(ordered, size) for size in range(3))
+    telling = (chosen for chosen in itertools.chain(*sizes) if variants(chosen) == variants(fields))
+    return next(telling, tuple(ordered))
+
+
+def _panel_title(run: Run) -> str:
+    camera = {name: value for name, value in run.config.items() if name.startswith(_PANEL_FIELDS[2])}
+    moved = any(np.any(np.asarray(value, float) != 0.0) for value in camera.values() if value is not None)
+    parts = [run.config["env.task"], "dense" if run.config["env.reward_mode"] == "normalized_dense" else "sparse"]
+    return ", ".join([*parts, "moved camera"] if moved else parts)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.json").is_file() and (path / "metrics.jsonl").is_file()
+
+
+def _read_run(path: Path) -> Run:
+    try:
+        config = flatten(json.loads((path / "config.json").read_text()))
+        results, teacher = (_read_optional(path / name) for name in ("results.json", "teacher.json"))
+        run = Run(path, config, _read_rows(path / "metrics.jsonl"), results, teacher)
+        if run.algorithm not in ORDER:
+            raise ValueError(f"algorithm {run.algorithm}")
+        run.total_steps, run.seed, _panel_title(run)  # fields that everything else relies on
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as a run ({error!r}): leave it out, or mend the file.") from error
+    return run
+
+
+def _read_optional(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _read_rows(path: Path) -> list[dict[str, float]]:
+    """The whole lines: a run that is going on may be in the middle of writing one."""
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
