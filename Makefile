@@ -6,7 +6,7 @@ CONFIG ?= configs/push_cube_sparse.py
 ARGS ?=
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
-.PHONY: setup train test lint
+.PHONY: setup train test lint openvla-env
 
 setup: $(VENV)/.ready
 
@@ -28,3 +28,10 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# An environment of the OpenVLA workers' own, without JAX: --config.teacher.python=.venv-openvla/bin/python
+openvla-env:
+	$(PYTHON) -m venv .venv-openvla
+	.venv-openvla/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-openvla/bin/pip install --quiet --disable-pip-version-check --requirement openvla_bridge/requirements.txt
+	.venv-openvla/bin/python -c 'import openvla_bridge.policy'

@@ -48,6 +48,13 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.precision = "float32"  # float32 | bfloat16
     c.teacher.refresh = "rollout"  # rollout: a frame keeps its label | epoch: new samples of it in each update epoch
     c.teacher.dataset = ""  # whose statistics un-normalise its actions; empty: the checkpoint's only one
+    c.teacher.openvla_checkpoint = "hf://Juelg/openvla-7b-finetuned-maniskill"  # openvla: if no checkpoint is given
+    c.teacher.python = ""  # openvla: interpreter of the workers' environment (`make openvla-env`); empty: this one
+    c.teacher.devices = ("auto",)  # openvla: one worker for each, such as ("cuda:0", "cuda:1"); auto: the GPU, or "cpu"
+    c.teacher.temperature = 0.0  # openvla: of sampled actions; 0: the most likely action
+    c.teacher.batch_size = 32  # openvla: frames that go through the model at a time
+    c.teacher.start_timeout = 1800.0  # openvla: seconds without news from a starting worker
+    c.teacher.request_timeout = 600.0  # openvla: seconds until a batch of frames counts as hung
     c.teacher.eval_episodes = config_dict.placeholder(
         int
     )  # episodes that measure the teacher's success before training; 0: none

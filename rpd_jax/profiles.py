@@ -16,7 +16,7 @@ _CHOICES = {
     "student.observation": ("rgb", "rgb+state", "state"),
     "student.encoder": ("nature", "small"),
     "student.precision": ("float32", "bfloat16"),
-    "teacher.name": ("octo",),
+    "teacher.name": ("octo", "openvla"),
     "teacher.precision": ("float32", "bfloat16"),
     "teacher.refresh": ("rollout", "epoch"),
     "distill.schedule": ("constant", "cosine"),
@@ -60,6 +60,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         else:
             config.profile = "cpu_state" if config.student.observation == "state" else "cpu"
     _check_choice("profile", config.profile, tuple(profiles))
+    if config.teacher.name == "openvla" and config.teacher.checkpoint is None:
+        config.teacher.checkpoint = config.teacher.openvla_checkpoint
     _fill(config, profiles[config.profile])
     if config.env.backend == "auto":
         config.env.backend = "gpu" if has_cuda() else "cpu"

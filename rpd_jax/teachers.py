@@ -34,7 +34,7 @@ def load_teacher(config: ConfigDict) -> Teacher:
     """Loads the teacher that `config.teacher` names.
 
     Args:
-        config: the resolved training config; reads `teacher.{name, checkpoint, dataset, precision}`.
+        config: the resolved training config; reads `teacher`.
 
     Raises:
         UserError: unknown name, or a checkpoint that is missing or broken.
@@ -47,7 +47,21 @@ def load_teacher(config: ConfigDict) -> Teacher:
             dataset=config.teacher.dataset or None,
             precision=config.teacher.precision,
         )
-    raise UserError(f"teacher.name={config.teacher.name!r} is not a teacher: the allowed value is 'octo'.")
+    if config.teacher.name == "openvla":
+        from openvla_bridge.client import OpenVLATeacher
+
+        return OpenVLATeacher(
+            config.teacher.checkpoint,
+            devices=tuple(config.teacher.devices),
+            python=config.teacher.python,
+            precision=config.teacher.precision,
+            dataset=config.teacher.dataset,
+            temperature=config.teacher.temperature,
+            batch_size=config.teacher.batch_size,
+            start_timeout=config.teacher.start_timeout,
+            request_timeout=config.teacher.request_timeout,
+        )
+    raise UserError(f"teacher.name={config.teacher.name!r} is not a teacher: allowed are 'octo' and 'openvla'.")
 
 
 def find_checkpoint(name: str) -> str:

@@ -1,0 +1,176 @@
+"""Reads a checkpoint's config.json: the published layout, with its unwritten defaults."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openvla_bridge.errors import BridgeError
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """One vision transformer, as timm builds the model of that name.
+
+    Attributes:
+        width, depth, heads: of the transformer.
+        mlp_ratio: hidden width of the MLP over `width`, truncated to a whole number.
+        class_token: whether a class token goes before the patches.
+        registers: register tokens between class token and patches.
+        layer_scale: whether each residual branch is scaled by a learnt vector.
+        attention_pool: whether the checkpoint holds an attention-pooling head (which nobody reads).
+        patch, image_size: pixels.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    class_token: bool = False
+    registers: int = 0
+    layer_scale: bool = False
+    attention_pool: bool = False
+    patch: int = 14
+    image_size: int = 224
+
+    @property
+    def prefix_tokens(self) -> int:
+        return int(self.class_token) + self.registers
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+
+BACKBONES = {
+    "vit_large_patch14_reg4_dinov2.lvd142m": BackboneConfig(
+        1024, 24, 16, class_token=True, registers=4, layer_scale=True
+    ),
+    "vit_so400m_patch14_siglip_224": BackboneConfig(1152, 27, 16, mlp_ratio=3.7362, attention_pool=True),
+}
+
+# What transformers' LlamaConfig leaves out of a saved config because it is its default.
+LLAMA_DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What config.json says.
+
+    Attributes:
+        backbones: DINOv2 and SigLIP, in the order in which their features are concatenated.
+        text: arguments of transformers' LlamaConfig, complete.
+        action_vocab_size: the number V from which action tokens are counted down: the vocabulary without its padding.
+        num_bins: edges of the action bins.
+        norm_stats: statistics per data set.
+        bos_id, eos_id: of the language model.
+    """
+
+    backbones: tuple[BackboneConfig, ...]
+    text: Mapping[str, Any]
+    action_vocab_size: int
+    num_bins: int
+    norm_stats: Mapping[str, Any]
+    bos_id: int = 1
+    eos_id: int = 2
+
+
+def openvla_7b() -> ModelConfig:
+    """Returns the settings of openvla/openvla-7b, without statistics."""
+    return parse_config(
+        {
+            "model_type": "openvla",
+            "timm_model_ids": list(BACKBONES),
+            "use_fused_vision_backbone": True,
+            "image_sizes": [224, 224],
+            "n_action_bins": 256,
+            "pad_to_multiple_of": 64,
+            "text_config": {"model_type": "llama", "pad_token_id": 32000, "vocab_size": 32064},
+        }
+    )
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Reads config.json, and dataset_statistics.json where there is one, of a checkpoint.
+
+    Raises:
+        BridgeError: a file is missing or broken, or describes another kind of model.
+    """
+    config = parse_config(read_json(folder / "config.json"))
+    statistics = folder / "dataset_statistics.json"
+    if not statistics.is_file():
+        return config
+    return dataclasses.replace(config, norm_stats=_check_statistics(read_json(statistics), statistics.name))
+
+
+def parse_config(config: Mapping[str, Any]) -> ModelConfig:
+    """Returns what the contents of a config.json mean."""
+    kind = config.get("model_type")
+    if kind != "openvla":
+        raise BridgeError(
+            f"config.json is of a model of type {kind!r}, not 'openvla': give teacher.checkpoint an OpenVLA checkpoint."
+        )
+    if not config.get("use_fused_vision_backbone"):
+        raise BridgeError(
+            "The checkpoint has one vision backbone (use_fused_vision_backbone is not true in config.json): "
+            "only those with DINOv2 and SigLIP can be loaded."
+        )
+    try:
+        names = config["timm_model_ids"]
+        overrides = config.get("timm_override_kwargs") or [{}] * len(names)
+        backbones = tuple(
+            _backbone(name, size, override)
+            for name, size, override in zip(names, config["image_sizes"], overrides, strict=True)
+        )
+        activations = config.get("timm_override_act_layers") or [None] * len(names)
+        given = dict(config["text_config"])
+        if given.pop("model_type", "llama") != "llama" or any(activations):
+            raise BridgeError("config.json asks for another language model or activation than Llama's and GELU.")
+        for name in ("torch_dtype", "dtype", "architectures", "transformers_version"):
+            given.pop(name, None)
+        text = {**LLAMA_DEFAULTS, **given}
+        return ModelConfig(
+            backbones=backbones,
+            text=text,
+            action_vocab_size=text["vocab_size"] - config.get("pad_to_multiple_of", 64),
+            num_bins=config.get("n_action_bins", 256),
+            norm_stats=_check_statistics(config.get("norm_stats") or {}, "config.json"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BridgeError(f"config.json is not OpenVLA's ({error!r} is missing or wrong): get it again.") from None
+
+
+def read_json(path: Path) -> Any:
+    """Returns the contents of a JSON file; raises BridgeError if it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BridgeError(
+            f"{path} is missing: teacher.checkpoint must be a folder in OpenVLA's layout, or hf://owner/name."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BridgeError(f"{path} cannot be read as JSON ({error}): get the checkpoint again.") from None
+
+
+def _backbone(name: str, image_size: int, override: Mapping[str, Any]) -> BackboneConfig:
+    if name not in BACKBONES:
+        raise BridgeError(f"The vision backbone {name!r} is not known: known are {', '.join(BACKBONES)}.")
+    names = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
+    changes = {names[key]: value for key, value in override.items()}
+    return dataclasses.replace(BACKBONES[name], image_size=image_size, **changes)
+
+
+def _check_statistics(statistics: Any, source: str) -> Mapping[str, Any]:
+    if not isinstance(statistics, dict) or not all(isinstance(entry, dict) for entry in statistics.values()):
+        raise BridgeError(f"{source} has no action statistics per data set: get the checkpoint again.")
+    return statistics

@@ -1,0 +1,301 @@
+"""Where an OpenVLA teacher's time goes: `python -m openvla_bridge.profile --architecture=tiny --threads=1`.
+
+First table: images per second by batch size, and milliseconds per image in preprocessing, vision, prefill and decoding;
+the share of the device's measured matmul rate, and the share of its memory bandwidth with which decoding reads the
+weights. The row "PIL loop" is the way of the published code with this model: Pillow and the model, image by image.
+Second table: what it takes to carry a batch to a worker and to hear back, beside a memcpy of the same bytes.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from openvla_bridge.checkpoint import DTYPES, create_model, randomize
+from openvla_bridge.errors import BridgeError
+from openvla_bridge.model_config import ModelConfig, openvla_7b
+from openvla_bridge.policy import OpenVLAPolicy, default_image_settings
+from openvla_bridge.preprocess import ImageSettings
+from openvla_bridge.ring import RingLayout
+from openvla_bridge.text import FixedIds
+from openvla_bridge.worker_process import SLOTS, WorkerProcess
+
+INSTRUCTION = "push the cube away from the robot base"
+_PROMPT_TOKENS = 22
+_STATISTICS = {"random": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7}}}
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the first table: milliseconds per image; shares of what the device reaches, None if not measured."""
+
+    path: str
+    batch: int
+    images_per_second: float
+    preprocess_ms: float
+    vision_ms: float
+    prefill_ms: float
+    decode_ms: float
+    total_ms: float
+    matmul_share: float | None = None
+    bandwidth_share: float | None = None
+
+
+def tiny_config() -> ModelConfig:
+    """The 7B's structure with 4.5 million parameters."""
+    config = openvla_7b()
+    dino, siglip = config.backbones
+    return dataclasses.replace(
+        config,
+        backbones=(
+            dataclasses.replace(dino, width=48, depth=4, heads=3),
+            dataclasses.replace(siglip, width=32, depth=3, heads=2),
+        ),
+        text={
+            **config.text,
+            "hidden_size": 64,
+            "intermediate_size": 176,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        },
+    )
+
+
+ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny_config, "openvla-7b": openvla_7b}
+
+
+def random_policy(architecture: str, device: str, precision: str) -> OpenVLAPolicy:
+    """Returns a policy of a known size with random weights, and fixed token ids for any instruction."""
+    config = dataclasses.replace(ARCHITECTURES[architecture](), norm_stats=_STATISTICS)
+    model = randomize(create_model(config, device, DTYPES[precision]))
+    return OpenVLAPolicy(model, default_image_settings(), FixedIds([1, *range(300, 300 + _PROMPT_TOKENS - 2)]))
+
+
+def median_ms(device: torch.device, call: Callable[[], Any], repeats: int) -> float:
+    """Median time of `call` after one warm-up call, in milliseconds."""
+    seconds = []
+    for number in range(repeats + 1):
+        _synchronize(device)
+        start = time.perf_counter()
+        call()
+        _synchronize(device)
+        if number:
+            seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds)
+
+
+def pil_preprocess(settings: ImageSettings, image: np.ndarray) -> torch.Tensor:
+    """The published image processor's way for one image uint8 [H, W, 3]: Pillow and floats, once per backbone."""
+    from PIL import Image
+
+    parts = []
+    for mean, std in zip(settings.means, settings.stds, strict=True):
+        resized = Image.fromarray(image).resize((settings.size, settings.size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float().div(255.0)
+        parts.append(pixels.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None]))
+    return torch.cat(parts)[None]
+
+
+@torch.inference_mode()
+def profile_batch(
+    policy: OpenVLAPolicy, batch: int, image_size: int, repeats: int, peaks: tuple[float, float] | None
+) -> Row:
+    """Measures one batch size, stage by stage."""
+    device, model, steps = policy.device, policy.model, policy.action_dim
+    frames = _random_frames(batch, image_size)
+    ids, lengths = policy.encode(INSTRUCTION)
+    pixels = policy.preprocess(frames).to(policy.dtype)
+    patches = model.embed_images(pixels)
+
+    def prefill() -> Any:
+        return model.prefill(patches, ids, lengths, steps - 1)
+
+    def measure(call: Callable[[], Any]) -> float:
+        return median_ms(device, call, repeats)
+
+    preprocess_ms = measure(lambda: policy.preprocess(frames).to(policy.dtype))
+    vision_ms = measure(lambda: model.embed_images(pixels))
+    prefill_ms = measure(prefill)
+    both_ms = measure(lambda: model.generate(prefill(), steps, equal_lengths=True))
+    total_ms = measure(lambda: policy.predict(frames, INSTRUCTION))
+    decode_ms = max(1e-3, both_ms - prefill_ms)
+    row = Row(
+        "batch",
+        batch,
+        1e3 * batch / total_ms,
+        *(ms / batch for ms in (preprocess_ms, vision_ms, prefill_ms, decode_ms, total_ms)),
+    )
+    if peaks is not None:
+        with FlopCounterMode(display=False) as counter:
+            policy.predict(frames, INSTRUCTION)
+        row.matmul_share = counter.get_total_flops() / (total_ms * 1e-3) / peaks[0]
+        read = sum(parameter.nbytes for parameter in model.language_model.parameters())
+        row.bandwidth_share = (steps - 1) * read / (decode_ms * 1e-3) / peaks[1]
+    return row
+
+
+def profile_pil_loop(policy: OpenVLAPolicy, batch: int, image_size: int, repeats: int) -> Row:
+    """Measures the same images one after the other, preprocessed by Pillow."""
+    frames = _random_frames(batch, image_size).numpy()
+    ours = policy.preprocess
+    preprocess_ms = median_ms(
+        policy.device, lambda: [pil_preprocess(ours.settings, frame).to(policy.device) for frame in frames], repeats
+    )
+
+    def loop() -> None:
+        for frame in frames:
+            policy.predict(frame[None], INSTRUCTION)
+
+    try:
+        policy.preprocess = lambda images: pil_preprocess(ours.settings, images[0].numpy()).to(policy.device)
+        total_ms = median_ms(policy.device, loop, repeats)
+    finally:
+        policy.preprocess = ours
+    nan = float("nan")
+    return Row("PIL loop", batch, 1e3 * batch / total_ms, preprocess_ms / batch, nan, nan, nan, total_ms / batch)
+
+
+def measure_peaks(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[float, float]:
+    """The device's FLOP/s in one large matrix product, and bytes/s in reading a large array."""
+    size = 8192 if device.type == "cuda" else 1024
+    x = torch.ones(size, size, device=device, dtype=dtype)
+    flops = 2 * size**3 / (1e-3 * median_ms(device, lambda: x @ x, repeats))
+    vector = torch.ones(1 << (28 if device.type == "cuda" else 25), device=device)
+    return flops, vector.nbytes / (1e-3 * median_ms(device, vector.sum, repeats))
+
+
+def profile_transport(frames: int, image_size: int, repeats: int, python: str | None = None) -> dict[str, float]:
+    """Milliseconds to carry frames uint8 [frames, image_size, image_size, 3] to a worker and hear back, and to copy
+    the same bytes in this process; medians of `repeats`, taken in turns so that both see the same machine."""
+    source = _random_frames(frames, image_size).numpy()
+    target = np.empty_like(source)
+    worker = WorkerProcess("worker", python=python, request_timeout=60.0)
+    try:
+        worker.greet()
+        worker.attach(RingLayout(SLOTS, frames, image_size, image_size, 1, 7))
+        carried, copied = [], []
+        for number in range(repeats + SLOTS):
+            start = time.perf_counter()
+            worker.submit_echo(source)
+            while worker.collect() is None:
+                pass
+            middle = time.perf_counter()
+            np.copyto(target, source)
+            end = time.perf_counter()
+            if number >= SLOTS:  # each slot's memory was touched once
+                carried.append(middle - start)
+                copied.append(end - middle)
+    finally:
+        worker.close()
+    return {
+        "frames": frames,
+        "megabytes": source.nbytes / 1e6,
+        "transport_ms": 1e3 * statistics.median(carried),
+        "memcpy_ms": 1e3 * statistics.median(copied),
+    }
+
+
+def profile(
+    policy: OpenVLAPolicy, batches: list[int], image_size: int, repeats: int, pil: bool, shares: bool
+) -> Iterator[Row]:
+    """Yields the rows of the first table one after the other."""
+    peaks = measure_peaks(policy.device, policy.dtype, repeats) if shares else None
+    for batch in batches:
+        yield profile_batch(policy, batch, image_size, repeats, peaks)
+    if pil:
+        yield profile_pil_loop(policy, max(batches), image_size, repeats)
+
+
+def _random_frames(count: int, size: int) -> torch.Tensor:
+    frames = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return torch.from_numpy(frames)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _print_tables(rows: list[Row], transport: dict[str, float], title: str) -> None:
+    console = Console(width=120)
+    columns = ("path", "batch", "images/s", "preprocess", "vision", "prefill", "decode", "all ms/image")
+    table = Table(*columns, "% matmul", "% bandwidth", title=title, title_justify="left")
+    for row in rows:
+        parts = (row.preprocess_ms, row.vision_ms, row.prefill_ms, row.decode_ms, row.total_ms)
+        numbers = ("-" if part != part else f"{part:.2f}" for part in parts)
+        shares = ("-" if part is None else f"{part:.1%}" for part in (row.matmul_share, row.bandwidth_share))
+        table.add_row(row.path, str(row.batch), f"{row.images_per_second:.1f}", *numbers, *shares)
+    console.print(table)
+    ratio = transport["transport_ms"] / transport["memcpy_ms"]
+    table = Table("frames", "MB", "to a worker and back, ms", "memcpy, ms", "ratio", title="Transport")
+    table.add_row(
+        f"{transport['frames']}",
+        f"{transport['megabytes']:.1f}",
+        f"{transport['transport_ms']:.2f}",
+        f"{transport['memcpy_ms']:.2f}",
+        f"{ratio:.2f}",
+    )
+    console.print(table)
+
+
+def _positive_ints(text: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = [0]
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive whole numbers such as 1,16")
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m openvla_bridge.profile", description=__doc__.split("\n")[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="a checkpoint folder, or hf://owner/name")
+    source.add_argument("--architecture", choices=sorted(ARCHITECTURES), help="random weights of a known size")
+    parser.add_argument("--dataset", help="whose statistics un-normalise, if the checkpoint has several")
+    parser.add_argument("--batch", type=_positive_ints, default=[1, 8, 32], help="batch sizes, e.g. 1,8,32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--image-size", type=int, default=256, help="side of the camera's frames, pixels")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
+    parser.add_argument("--transport-frames", type=int, default=64, help="frames of the transport's measurement")
+    parser.add_argument("--no-pil", action="store_true", help="leave out the image-by-image loop with Pillow")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    flags = parser.parse_args(argv)
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
+    try:
+        if flags.checkpoint:
+            say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+            policy = OpenVLAPolicy.load(flags.checkpoint, flags.device, flags.precision, flags.dataset, say)
+        else:
+            policy = random_policy(flags.architecture, flags.device, flags.precision)
+        rows = list(profile(policy, flags.batch, flags.image_size, flags.repeats, not flags.no_pil, shares=True))
+        transport = profile_transport(flags.transport_frames, flags.image_size, max(flags.repeats, 20))
+    except BridgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    name = torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else "CPU"
+    title = f"{flags.checkpoint or flags.architecture}, {flags.precision}, {name}, {torch.get_num_threads()} thread(s)"
+    if flags.json:
+        print(json.dumps({"title": title, "rows": [dataclasses.asdict(row) for row in rows], "transport": transport}))
+    else:
+        _print_tables(rows, transport, title)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The worker process: `python -m openvla_bridge.worker COMMANDS MEMORY`, started by `worker_process.WorkerProcess`.
+
+Owns a model on one device and answers requests in their order; see `protocol`. Imports neither JAX nor rpd_jax, and
+nothing but the standard library before it has greeted the client.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from openvla_bridge import protocol
+from openvla_bridge.errors import BridgeError
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """Does what the messages say; each method is one of them.
+
+    Args:
+        connection: to the client.
+        memory: file descriptor of the shared memory.
+    """
+
+    def __init__(self, connection: Connection, memory: int):
+        self._connection, self._memory = connection, memory
+
+    def hello(self, version: int, die_with_parent: bool) -> None:
+        """Greets; the two versions are compared by the client."""
+        if die_with_parent:
+            # Covers a worker that hangs inside a library; the reader's end of file covers the rest.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        self._send("hello", version=protocol.VERSION)
+
+    def load(
+        self, checkpoint: str, device: str, precision: str, unnorm_key: str | None, batch_size: int, threads: int | None
+    ) -> None:
+        """Loads the model."""
+        self._note("importing torch")
+        try:
+            import torch
+
+            from openvla_bridge.policy import OpenVLAPolicy
+        except ImportError as error:
+            raise BridgeError(
+                f"The Python environment of {sys.executable} lacks {error.name or error}: run `make openvla-env` and "
+                "set teacher.python=.venv-openvla/bin/python, or install what openvla_bridge/requirements.txt lists."
+            ) from None
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BridgeError(
+                f"teacher.devices names {device!r}, which this machine or torch {torch.__version__} has not ({reason})."
+            ) from None
+        if threads and device == "cpu":
+            torch.set_num_threads(threads)
+        self._batch_size = batch_size
+        try:
+            self._policy = OpenVLAPolicy.load(checkpoint, device, precision, unnorm_key, self._note)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise BridgeError(
+                f"The model does not fit into the memory of {device}: set teacher.precision='bfloat16', or give "
+                "teacher.devices a larger device."
+            ) from None
+        self._send("ready", action_dim=self._policy.action_dim)
+
+    def attach(self, **layout: int) -> None:
+        """Maps the shared memory."""
+        from openvla_bridge.ring import RingLayout, map_slots
+
+        self._slots = map_slots(self._memory, RingLayout(**layout))
+        self._send("attached")
+
+    def label(self, slot: int, count: int, instruction: str, samples: int, temperature: float) -> None:
+        """Writes the actions of a slot's first `count` frames."""
+        started = time.perf_counter()
+        arrays = self._slots[slot]
+        begin, other = 0, 0
+        while begin < count:
+            end = min(begin + self._batch_size, count)
+            try:
+                actions, strange = self._policy.act(
+                    arrays.frames[begin:end],
+                    instruction,
+                    num_samples=samples,
+                    temperature=temperature,
+                    uniforms=arrays.uniforms[:samples, begin:end] if temperature else None,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve_batch(end - begin)
+                continue
+            arrays.actions[:samples, begin:end] = actions
+            begin, other = end, other + strange
+        self._send("done", slot=slot, count=count, seconds=time.perf_counter() - started, other_tokens=other)
+
+    def echo(self, slot: int) -> None:
+        """Answers, and does nothing else: what is left of a request is its transport."""
+        self._send("done", slot=slot, count=0, seconds=0.0, other_tokens=0)
+
+    def _halve_batch(self, frames: int) -> None:
+        import torch
+
+        if frames == 1:
+            raise BridgeError(
+                f"{self._policy.device} ran out of memory with a single frame: close what else uses it, or set "
+                "teacher.precision='bfloat16'."
+            )
+        self._batch_size = frames // 2
+        if self._policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._note(
+            f"out of memory with {frames} frames at a time; continues with {self._batch_size} "
+            f"(teacher.batch_size={self._batch_size} spares the attempt)"
+        )
+
+    def _note(self, text: str) -> None:
+        self._send("note", text=text)
+
+    def _send(self, event: str, **content: Any) -> None:
+        protocol.send(self._connection, event=event, **content)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # torch has no exception type for host memory.
+    return "DefaultCPUAllocator" in str(error) or "bad_alloc" in str(error)
+
+
+def _read(connection: Connection, inbox: queue.SimpleQueue) -> None:
+    """Puts messages into the inbox, and ends the process with the connection, whatever it is doing."""
+    while True:
+        try:
+            inbox.put(protocol.receive(connection))
+        except (EOFError, OSError, protocol.ProtocolError):
+            os._exit(0)
+
+
+def main(commands: int, memory: int) -> None:
+    """Serves until the client closes the connection."""
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the client decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = Connection(commands)
+    inbox: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    worker = Worker(connection, memory)
+    while True:
+        message = inbox.get()
+        try:
+            getattr(worker, message.pop("do"))(**message)
+        except BridgeError as error:
+            protocol.send(connection, event="error", text=str(error), user=True)
+        except Exception as error:
+            traceback.print_exc()
+            protocol.send(connection, event="error", text=f"{type(error).__name__}: {error}", user=False)
+
+
+def _forget_project_path() -> None:
+    """Takes the folder that holds this package off the import path: if that is another environment's site-packages,
+    its libraries must not be mixed with this one's."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    own = {os.path.abspath(path) for path in __import__("site").getsitepackages()}
+    if folder not in own:
+        sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != folder]
+
+
+if __name__ == "__main__":
+    _forget_project_path()
+    main(*map(int, sys.argv[1:3]))

@@ -1,0 +1,296 @@
+"""The client's end of one worker: starts it, talks to it, notices how it fails, and cleans up. Imports no JAX."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openvla_bridge import protocol
+from openvla_bridge.errors import BridgeError
+from openvla_bridge.ring import RingLayout, create_memory, map_slots
+
+_PROJECT = Path(__file__).resolve().parents[1]
+
+# While one request is computed, the next one's frames are copied and a third may wait.
+SLOTS = 3
+
+
+class WorkerProcess:
+    """One worker with its own device; a ring of slots carries the requests in flight.
+
+    A failure of any kind ends the worker and raises BridgeError with the cause and the mend.
+
+    Args:
+        name: for messages, such as "OpenVLA worker 0 (cuda:0)".
+        python: the interpreter of the worker's environment; None is this one.
+        start_timeout: seconds without any news until the start counts as failed.
+        request_timeout: seconds until a request counts as hung.
+        say: is told the worker's progress.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        python: str | None = None,
+        start_timeout: float = 1800.0,
+        request_timeout: float = 600.0,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.name, self._say = name, say
+        self._start_timeout, self._request_timeout = start_timeout, request_timeout
+        self._layout: RingLayout | None = None
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._closed = False
+        self._memory = create_memory()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        ours, theirs = socket.socketpair()
+        inherited = (theirs.fileno(), self._memory)
+        python = python or sys.executable
+        try:
+            self.process = subprocess.Popen(
+                [python, "-m", "openvla_bridge.worker", *map(str, inherited)],
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                env=_environment(),
+            )
+        except OSError as error:
+            ours.close()
+            self._output.close()
+            os.close(self._memory)
+            self._closed = True
+            raise BridgeError(
+                f"teacher.python={python!r} cannot be started ({error.strerror}): give the path of a Python "
+                "interpreter, or leave it empty."
+            ) from None
+        finally:
+            theirs.close()
+        self.connection = Connection(ours.detach())
+        # The signal comes when the *thread* that started the worker ends.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self._send("hello", version=protocol.VERSION, die_with_parent=in_main_thread)
+
+    def greet(self) -> None:
+        """Waits for the greeting and compares the versions."""
+        version = self._wait_for("hello", self._start_timeout, "teacher.start_timeout").get("version")
+        if version != protocol.VERSION:
+            self._fail(
+                f"{self.name} speaks version {version!r} of the protocol, this program version {protocol.VERSION}: "
+                "let both environments use the same openvla_bridge."
+            )
+
+    def request_load(
+        self,
+        checkpoint: str,
+        device: str,
+        precision: str,
+        unnorm_key: str | None,
+        batch_size: int,
+        threads: int | None = None,
+    ) -> None:
+        """Tells the worker to load a model; `wait_until_loaded` must follow."""
+        self._send(
+            "load",
+            checkpoint=checkpoint,
+            device=device,
+            precision=precision,
+            unnorm_key=unnorm_key,
+            batch_size=batch_size,
+            threads=threads,
+        )
+
+    def wait_until_loaded(self) -> int:
+        """Returns the number of action dimensions."""
+        answer = self._wait_for("ready", self._start_timeout, "teacher.start_timeout")
+        return self._whole(answer, "action_dim", 1, 1024)
+
+    def attach(self, layout: RingLayout) -> None:
+        """Gives the ring another layout; nothing may be in flight."""
+        if layout != self._layout:
+            self._slots = map_slots(self._memory, layout)
+            self._send("attach", **vars(layout))
+            self._wait_for("attached", self._request_timeout, "teacher.request_timeout")
+            self._layout = layout
+            self._next = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return len(self._in_flight) < self._layout.slots
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is still to come."""
+        return bool(self._in_flight)
+
+    @property
+    def deadline(self) -> float:
+        """When the oldest request counts as hung, by `time.monotonic`."""
+        return self._waiting_since + self._request_timeout
+
+    def submit(
+        self, frames: np.ndarray, instruction: str, samples: int, temperature: float, uniforms: np.ndarray | None
+    ) -> None:
+        """Copies frames uint8 [b, H, W, 3] and uniforms [samples, b, A] into a free slot; asks for labels."""
+        slot, count = self._take_slot(len(frames)), len(frames)
+        arrays = self._slots[slot]
+        np.copyto(arrays.frames[:count], frames)
+        if uniforms is not None:
+            np.copyto(arrays.uniforms[:samples, :count], uniforms)
+        self._send("label", slot=slot, count=count, instruction=instruction, samples=samples, temperature=temperature)
+
+    def submit_echo(self, frames: np.ndarray) -> None:
+        """Carries frames as `submit` does, for an answer without actions."""
+        slot = self._take_slot(0)
+        np.copyto(self._slots[slot].frames[: len(frames)], frames)
+        self._send("echo", slot=slot)
+
+    def collect(self) -> tuple[np.ndarray, float, int] | None:
+        """Takes one message off the connection; None if it was a note.
+
+        Returns:
+            Actions float32 [samples, b, A] of the oldest request, a view that is valid until the slot's next use; the
+            seconds that the worker spent; the number of tokens that were no action tokens.
+        """
+        message = self._receive(self.deadline, "teacher.request_timeout", self._request_timeout)
+        if message["event"] == "note":
+            return None
+        expected_slot, expected_count = self._in_flight[0]
+        if message["event"] != "done":
+            self._nonsense(f"event {message['event']!r} instead of an answer")
+        slot = self._whole(message, "slot", 0, self._layout.slots - 1)
+        count = self._whole(message, "count", 0, self._layout.batch)
+        other = self._whole(message, "other_tokens", 0, 1 << 40)
+        seconds = message.get("seconds")
+        if (slot, count) != (expected_slot, expected_count):
+            self._nonsense(f"{count} actions in slot {slot} instead of {expected_count} in slot {expected_slot}")
+        if not isinstance(seconds, float | int) or not 0.0 <= seconds < 1e9:
+            self._nonsense(f"seconds={seconds!r}")
+        self._in_flight.popleft()
+        self._waiting_since = time.monotonic()
+        actions = self._slots[slot].actions[:, :count]
+        if not (np.abs(actions) <= 1.0).all():
+            self._nonsense("actions that are not numbers in [-1, 1]")
+        return actions, float(seconds), other
+
+    def close(self) -> None:
+        """Ends the worker and frees everything; may be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._slots = []
+        self.connection.close()  # the worker's reader ends it, whatever it is doing
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._output.close()
+        os.close(self._memory)
+
+    def __del__(self):
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def _take_slot(self, count: int) -> int:
+        slot, self._next = self._next, (self._next + 1) % self._layout.slots
+        if not self._in_flight:
+            self._waiting_since = time.monotonic()
+        self._in_flight.append((slot, count))
+        return slot
+
+    def _send(self, action: str, **arguments: Any) -> None:
+        if self._closed:
+            raise BridgeError(f"{self.name} was closed: load the teacher again.")
+        try:
+            protocol.send(self.connection, do=action, **arguments)
+        except OSError:
+            self._fail(self._obituary())
+
+    def _wait_for(self, event: str, timeout: float, setting: str) -> dict[str, Any]:
+        """Waits for an event; every note starts the time anew."""
+        while True:
+            message = self._receive(time.monotonic() + timeout, setting, timeout)
+            if message["event"] == event:
+                return message
+            if message["event"] != "note":
+                self._nonsense(f"event {message['event']!r} instead of {event!r}")
+
+    def _receive(self, deadline: float, setting: str, timeout: float) -> dict[str, Any]:
+        if self._closed:
+            raise BridgeError(f"{self.name} was closed: load the teacher again.")
+        try:
+            if not self.connection.poll(max(0.0, deadline - time.monotonic())):
+                self._fail(
+                    f"{self.name} gave no sign of life for {timeout:g} s: it hangs, or the device is overloaded; "
+                    f"raise {setting} or lower teacher.batch_size."
+                )
+            message = protocol.receive(self.connection)
+        except (EOFError, OSError):
+            self._fail(self._obituary())
+        except protocol.ProtocolError as error:
+            self._nonsense(str(error))
+        event, text = message.get("event"), message.get("text", "")
+        if not isinstance(event, str) or not isinstance(text, str):
+            self._nonsense(f"a message without event: {str(message)[:80]}")
+        if event == "note":
+            self._say(f"{self.name}: {text[:500]}")
+        if event == "error":
+            self._fail(text if message.get("user") is True else f"{self.name} failed: {text}{self._tail()}")
+        return message
+
+    def _whole(self, message: dict[str, Any], name: str, low: int, high: int) -> int:
+        value = message.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self._nonsense(f"{name}={value!r}")
+        return value
+
+    def _nonsense(self, what: str) -> None:
+        self._fail(
+            f"{self.name} answered nonsense ({what}): teacher.python must be a Python that runs this openvla_bridge."
+        )
+
+    def _fail(self, message: str) -> None:
+        self.close()
+        raise BridgeError(message)
+
+    def _obituary(self) -> str:
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is None:
+            cause = "closed its connection"
+        elif code < 0:
+            cause = f"was killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                cause += " (if memory ran out, set teacher.precision='bfloat16' or lower teacher.batch_size)"
+        else:
+            cause = f"exited with status {code}"
+        return f"{self.name} {cause}.{self._tail()}"
+
+    def _tail(self, lines: int = 12) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            self._output.seek(0)
+            text = "\n".join(self._output.read().decode(errors="replace").strip().splitlines()[-lines:])
+            return f" Its last output:\n{text}" if text else ""
+        return ""
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
