@@ -75,21 +75,15 @@ def aggregate(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
         scores: task -> one score per seed.
     """
     samples = [list(values) for values in scores.values()]
-    pooled = np.concatenate(samples)
-    low, high = (
-        bootstrap_interval(samples, interquartile_mean) if min(map(len, samples)) > 1 else (float("nan"), float("nan"))
-    )
-    return {
-        "iqm": float(interquartile_mean(pooled)),
-        "low": low,
-        "high": high,
-        "runs": len(pooled),
-        "tasks": len(samples),
-    }
+    pooled, low, high = np.concatenate(samples), float("nan"), float("nan")
+    if min(map(len, samples)) > 1:
+        low, high = bootstrap_interval(samples, interquartile_mean)
+    iqm = float(interquartile_mean(pooled))
+    return {"iqm": iqm, "low": low, "high": high, "runs": len(pooled), "tasks": len(samples)}
 
 
 def bootstrap_interval(samples: Sequence[Sequence[float]], statistic) -> tuple[float, float]:
-    """95% percentile bootstrap of statistic(pooled samples, axis=...), drawn anew within each sample; always the same."""
+    """95% percentile bootstrap of statistic(pooled samples, axis=...); values are drawn anew within each sample."""
     if all(len(set(sample)) == 1 for sample in samples):  # scipy refuses samples without spread
         return (float(statistic(np.concatenate(samples))),) * 2
     result = stats.bootstrap(
