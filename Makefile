@@ -33,5 +33,5 @@ lint: setup
 openvla-env:
 	$(PYTHON) -m venv .venv-openvla
 	.venv-openvla/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-openvla/bin/pip install --quiet --disable-pip-version-check --requirement openvla_bridge/requirements.txt
+	.venv-openvla/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement openvla_bridge/requirements.txt
 	.venv-openvla/bin/python -c 'import openvla_bridge.policy'

@@ -63,21 +63,21 @@ class Preprocessor:
     def __init__(self, settings: ImageSettings, device: torch.device):
         self.settings = settings
         self.device = device
-        self._mean = torch.tensor(settings.means, device=device).view(2, 1, 3, 1, 1)
-        self._std = torch.tensor(settings.stds, device=device).view(2, 1, 3, 1, 1)
+        self._mean = torch.tensor(settings.means, device=device).view(2, 3, 1, 1)
+        self._std = torch.tensor(settings.stds, device=device).view(2, 3, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Returns float32 [B, 6, size, size] for uint8 [B, H, W, 3] of any size, on any device."""
         settings = self.settings
-        pixels = torch.empty(2, len(images), 3, settings.size, settings.size, device=self.device)
+        pixels = torch.empty(len(images), 2, 3, settings.size, settings.size, device=self.device)
         # On a CPU an image stays in the cache through all passes if it goes through them alone.
         group = 1 if self.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), group):
             resized = self.resize(images[start : start + group].to(self.device)).float().div_(255.0)
-            out = pixels[:, start : start + group]
-            torch.sub(resized, self._mean, out=out)
+            out = pixels[start : start + group]
+            torch.sub(resized[:, None], self._mean, out=out)
             out.div_(self._std)
-        return pixels.transpose(0, 1).flatten(1, 2)
+        return pixels.flatten(1, 2)
 
     def resize(self, images: torch.Tensor) -> torch.Tensor:
         """Returns int32 [B, 3, size, size], values 0 to 255, for uint8 [B, H, W, 3]."""

@@ -120,6 +120,7 @@ class WorkerProcess:
 
     def attach(self, layout: RingLayout) -> None:
         """Gives the ring another layout; nothing may be in flight."""
+        self._refuse_if_closed()
         if layout != self._layout:
             self._slots = map_slots(self._memory, layout)
             self._send("attach", **vars(layout))
@@ -206,7 +207,12 @@ class WorkerProcess:
         if not getattr(self, "_closed", True):
             self.close()
 
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise BridgeError(f"{self.name} was closed: load the teacher again.")
+
     def _take_slot(self, count: int) -> int:
+        self._refuse_if_closed()
         slot, self._next = self._next, (self._next + 1) % self._layout.slots
         if not self._in_flight:
             self._waiting_since = time.monotonic()
@@ -214,8 +220,7 @@ class WorkerProcess:
         return slot
 
     def _send(self, action: str, **arguments: Any) -> None:
-        if self._closed:
-            raise BridgeError(f"{self.name} was closed: load the teacher again.")
+        self._refuse_if_closed()
         try:
             protocol.send(self.connection, do=action, **arguments)
         except OSError:
@@ -231,8 +236,7 @@ class WorkerProcess:
                 self._nonsense(f"event {message['event']!r} instead of {event!r}")
 
     def _receive(self, deadline: float, setting: str, timeout: float) -> dict[str, Any]:
-        if self._closed:
-            raise BridgeError(f"{self.name} was closed: load the teacher again.")
+        self._refuse_if_closed()
         try:
             if not self.connection.poll(max(0.0, deadline - time.monotonic())):
                 self._fail(

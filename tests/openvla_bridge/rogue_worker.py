@@ -31,8 +31,8 @@ def main(behaviour, commands, memory):
             say("hello", version=999 if behaviour == "other version" else protocol.VERSION)
         elif action == "load":
             if behaviour == "slow but talking":
-                for step in range(4):
-                    time.sleep(0.4)
+                for step in range(5):
+                    time.sleep(1.3)
                     say("note", text=f"step {step}")
             if behaviour == "slow and silent":
                 time.sleep(600)

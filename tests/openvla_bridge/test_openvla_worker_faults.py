@@ -102,10 +102,10 @@ def test_a_silent_start_is_given_up(rogue, clean, behaviour):
 
 
 def test_a_slow_start_shows_its_progress_and_is_waited_for(rogue, clean):
-    """It takes 1.6 s in all, more than the timeout, but never that long without news."""
+    """It takes 6.5 s in all, more than the timeout, but never that long without news."""
     told = []
-    assert teach(rogue("slow but talking"), start_timeout=1.2, say=told.append).shape == (1, 6, 7)
-    assert told == [f"OpenVLA worker 0 (cpu): step {i}" for i in range(4)]
+    assert teach(rogue("slow but talking"), start_timeout=6.0, say=told.append).shape == (1, 6, 7)
+    assert told == [f"OpenVLA worker 0 (cpu): step {i}" for i in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,12 @@ def test_signals_to_the_process_group_do_not_reach_the_worker(clean):
     worker.close()
 
 
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit()", "raise KeyError"])
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize(
+    ("end", "stopped"),
+    [("os.kill(os.getpid(), signal.SIGKILL)", False), ("os.kill(os.getpid(), signal.SIGKILL)", True), ("1 / 0", False)],
+)
 def test_no_worker_outlives_its_parent(end, stopped):
     """A worker that is stopped cannot read the end of its connection; the kernel's signal ends it."""
-    if stopped and "KILL" not in end:
-        pytest.skip("a parent that ends itself kills what does not end")
     script = f"""
         import os, signal, sys
         from openvla_bridge.ring import RingLayout
