@@ -192,14 +192,7 @@ def _cpu_state_profile() -> dict:
     profile["total_steps"] = 49_152
     profile["student"]["initial_log_std"] = -1.0
     profile["student"]["value_stop_gradient"] = False
-    profile["ppo"] |= {"update_epochs": 8, "num_minibatches": 4, "learning_rate": 3e-4, "learning_rate_final": 3e-4}
-    profile["ppo"]["target_kl"] = 0.2
-    profile["distill"] |= {
-        "schedule": "constant",
-        "anneal_steps": 0,
-        "replay": 0,
-        "replay_batch": 0,
-        "replay_coef": 0.0,
-    }
+    profile["ppo"] |= {"update_epochs": 8, "num_minibatches": 4, "learning_rate": 3e-4, "learning_rate_final": 1e-4}
+    profile["distill"] |= {"anneal_steps": 50_000, "replay": 0, "replay_batch": 0, "replay_coef": 0.0}
     profile["distill"]["augment"] = 0
     return profile
