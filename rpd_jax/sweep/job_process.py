@@ -1,0 +1,112 @@
+"""A job of a sweep as submitit runs it: starts the command, keeps its record, and stops it in time."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import submitit
+
+from rpd_jax.sweep.grid import ROOT, Job
+
+# Schedulers kill some 90 seconds after their warning.
+_SECONDS_TO_SAVE = 60.0
+
+
+class JobProcess(submitit.helpers.Checkpointable):
+    """Runs a job's command in a process of its own, with its output in logs/<name>.log below the sweep's folder.
+
+    When the scheduler says that the time is up or another needs the machine, the command gets SIGTERM, saves and ends;
+    submitit queues the same job again, and the command continues where it stopped.
+    """
+
+    def __init__(self, job: Job, folder: Path):
+        """A job of the sweep in `folder`."""
+        self.job, self.folder = job, folder
+        self._pid: int | None = None
+
+    def __call__(self) -> None:
+        """Runs the command to its end; raises RuntimeError if it fails."""
+        log = self.folder / "logs" / f"{self.job.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # The scheduler's warning may reach the whole process tree: it is for this process only.
+        previous = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, *self.job.command(self.folder)],
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        signal.signal(signal.SIGUSR2, previous)
+        self._pid = process.pid
+        write_record(self.folder, self.job, state="running", host=socket.gethostname(), pid=process.pid)
+        try:
+            status = process.wait()
+        except BaseException:
+            self._stop()
+            write_record(self.folder, self.job, state="stopped")
+            raise
+        if status == 0:
+            write_record(self.folder, self.job, state="ended")
+            return
+        error = _last_line(log)
+        write_record(self.folder, self.job, state="failed", error=error)
+        raise RuntimeError(f"{self.job.name} ended with status {status}: {error}")
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Called by submitit in a signal handler: stops the command and returns what is to be queued again."""
+        self._stop()
+        write_record(self.folder, self.job, state="queued")
+        return submitit.helpers.DelayedSubmission(JobProcess(self.job, self.folder))
+
+    def _stop(self) -> None:
+        """SIGTERM, and SIGKILL for the whole session if the command has not ended in time."""
+        if self._pid is None or _has_ended(self._pid):
+            return
+        os.kill(self._pid, signal.SIGTERM)
+        end = time.monotonic() + _SECONDS_TO_SAVE
+        while not _has_ended(self._pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        if not _has_ended(self._pid):
+            os.killpg(self._pid, signal.SIGKILL)
+
+
+def write_record(folder: Path, job: Job, **values: object) -> None:
+    """Replaces what is known of a job's last attempt; the time and the id of a job of Slurm are added."""
+    path = _record_path(folder, job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    record = {"time": time.time(), **({"slurm_job": f"{array}_{index}"} if array else {}), **values}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record) + "\n")
+    os.replace(temporary, path)
+
+
+def read_record(folder: Path, job: Job) -> dict | None:
+    """What is known of a job's last attempt; None if there was none."""
+    path = _record_path(folder, job)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _record_path(folder: Path, job: Job) -> Path:
+    return folder / "records" / f"{job.name}.json"
+
+
+def _has_ended(pid: int) -> bool:
+    """True if this child has ended; works inside a signal handler that interrupted Popen.wait, which holds a lock."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # waited for already
+        return True
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["no output"])[-1][:300]

@@ -1,0 +1,105 @@
+"""What has become of a sweep's jobs."""
+
+import collections
+import dataclasses
+import json
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from rpd_jax.sweep.grid import Job
+from rpd_jax.sweep.job_process import read_record
+
+# States of a job; those in `TO_START` are started by the next call.
+FINISHED, RUNNING, QUEUED, STOPPED, FAILED, MISSING = (
+    "finished",
+    "running",
+    "queued",
+    "stopped",
+    "failed",
+    "not started",
+)
+TO_START = (STOPPED, FAILED, MISSING)
+_SLURM_STATES = {"RUNNING": RUNNING, "COMPLETING": RUNNING, "PENDING": QUEUED, "REQUEUED": QUEUED, "READY": QUEUED}
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """State of a job, what it reached, and its error."""
+
+    job: Job
+    state: str
+    detail: str = ""
+
+
+def read_status(jobs: Sequence[Job], folder: Path) -> list[Status]:
+    """Looks at the files of a sweep's folder, and asks Slurm about the jobs that it was given."""
+    return [_status(job, folder) for job in jobs]
+
+
+def status_table(statuses: Sequence[Status], title: str) -> Table:
+    """A line per job."""
+    table = Table("job", "state", "", title=title, title_justify="left")
+    for status in statuses:
+        table.add_row(status.job.name, status.state, status.detail)
+    counts = collections.Counter(status.state for status in statuses)
+    table.caption = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return table
+
+
+def _status(job: Job, folder: Path) -> Status:
+    workdir = folder / job.name
+    if (workdir / "results.json").exists():
+        return Status(job, FINISHED, _success(workdir / "results.json"))
+    progress = _progress(workdir)
+    record = read_record(folder, job)
+    if record is None:
+        return Status(job, STOPPED if progress else MISSING, progress)
+    if record["state"] == "failed":
+        return Status(job, FAILED, record["error"])
+    if "slurm_job" in record:
+        return Status(job, _SLURM_STATES.get(_slurm_state(folder, record["slurm_job"]), STOPPED), progress)
+    if record["state"] == "running" and _is_running(record, job.name):
+        return Status(job, RUNNING, progress)
+    return Status(job, STOPPED, progress)
+
+
+def _success(path: Path) -> str:
+    results = json.loads(path.read_text())
+    if "student" in results:
+        student = results["student"]
+        return f"success {student['success']:.0%} ({student['success_low']:.0%} to {student['success_high']:.0%})"
+    return ", ".join(f"{row['task']} {row['success']:.1%}" for row in results.get("tasks", []))
+
+
+def _progress(workdir: Path) -> str:
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    for line in reversed(lines):
+        try:
+            return f"{json.loads(line)['step']:,} steps"
+        except (json.JSONDecodeError, KeyError):  # the line that is being written
+            continue
+    return ""
+
+
+def _is_running(record: dict, name: str) -> bool:
+    if record["host"] != socket.gethostname():
+        return True  # cannot be seen from here; results or a failure will tell
+    command = Path(f"/proc/{record['pid']}/cmdline")
+    if command.parent.parent.joinpath("self").exists():  # there is a /proc
+        return command.exists() and name.encode() in command.read_bytes()
+    try:
+        os.kill(record["pid"], 0)
+    except OSError:
+        return False
+    return True
+
+
+def _slurm_state(folder: Path, job_id: str) -> str:
+    import submitit
+
+    return submitit.SlurmJob(folder / "submitit", job_id).state.split()[0]
