@@ -81,8 +81,9 @@ def write_record(folder: Path, job: Job, **values: object) -> None:
     """Replaces what is known of a job's last attempt; the time and the id of a job of Slurm are added."""
     path = _record_path(folder, job)
     path.parent.mkdir(parents=True, exist_ok=True)
-    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    record = {"time": time.time(), **({"slurm_job": f"{array}_{index}"} if array else {}), **values}
+    in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    job_id = {"slurm_job": submitit.JobEnvironment().job_id} if in_slurm else {}
+    record = {"time": time.time(), **job_id, **values}
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record) + "\n")
     os.replace(temporary, path)

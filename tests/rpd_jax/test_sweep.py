@@ -153,7 +153,7 @@ def test_a_real_sweep_starts_only_what_is_missing_or_failed(tmp_path):
         f"    return training(['push_cube_sparse'], ['ppo', 'rpd_mse'], 1, {tiny})\n"
     )
     command = [sys.executable, "-m", "rpd_jax.sweep", str(file), "--scale=cpu", "--jobs=2", f"-o={tmp_path / 'sweep'}"]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert first.returncode == 1, first.stderr
     assert "push_cube_sparse-ppo-seed0: finished" in first.stdout
     assert "teacher.checkpoint='/no/such' is not a folder" in first.stdout
