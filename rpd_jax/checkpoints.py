@@ -10,6 +10,10 @@ from orbax.checkpoint import checkpoint_managers
 from rpd_jax.errors import UserError
 
 
+class CheckpointError(UserError):
+    """A checkpoint could not be written."""
+
+
 class Checkpoints:
     """Checkpoints of one run, one per iteration number.
 
@@ -57,7 +61,7 @@ class Checkpoints:
             success: of the student at this iteration, if it was measured.
 
         Raises:
-            UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
+            CheckpointError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
         metrics = None if success is None else {"success": success}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
@@ -67,7 +71,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) and "No space" not in str(error) and "ENOSPC" not in str(error):
                 raise
-            raise UserError(
+            raise CheckpointError(
                 f"Could not save checkpoint {iteration} in {self._directory} ({error}): make room on the disk and run "
                 f"the same command again; it continues from checkpoint {self.latest}."
             ) from error
@@ -94,6 +98,12 @@ class Checkpoints:
                 "remove that folder to continue from the one before."
             ) from error
         return iteration, restored["state"], restored["progress"]
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception_info) -> None:
+        self.close()
 
     def close(self) -> None:
         """Releases Orbax's threads."""

@@ -17,8 +17,8 @@ STAGES = ("simulate+render", "label", "update", "evaluate", "checkpoint", "rest"
 class Console:
     """Prints for people: a moving bar in a terminal, plain lines in a log file."""
 
-    def __init__(self):
-        self._console = RichConsole(highlight=False, soft_wrap=True)
+    def __init__(self, quiet: bool = False):
+        self._console = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, sentence: str) -> None:
         """Prints one sentence."""

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from rpd_jax import losses
+from rpd_jax import losses, sharding
 from rpd_jax.advantages import gae
 from rpd_jax.augmentation import random_shift
 from rpd_jax.convolution import resize_frames
 from rpd_jax.errors import UserError
 from rpd_jax.networks import ActorCritic
 from rpd_jax.replay import Replay
+from rpd_jax.sharding import AXIS, REPLICATED
 
 INPUT_TERMS = ("actions", "logprobs", "values", "rewards", "final_values", "teacher_actions")
 LOSS_TERMS = ("pg_loss", "v_loss", "entropy", "distill_loss", "replay_loss", "approx_kl", "grad_norm")
@@ -79,10 +81,15 @@ class Learner:
         network: the student.
         config: the training config; reads `algorithm`, `ppo`, `distill` and `teacher.refresh`.
         distillation: name of the distillation loss, or None for plain PPO.
+        mesh: the devices that share the work, or None: one device.
     """
 
-    def __init__(self, network: ActorCritic, config: ConfigDict):
+    def __init__(self, network: ActorCritic, config: ConfigDict, mesh: Mesh | None = None):
         """Builds the learner.
+
+        On a mesh, parameters are the same on all devices, and each device learns from the frames of its environments:
+        a minibatch is the union of one part from each device, and the loss terms, their gradients and the
+        normalisation of the advantages are those of the union.
 
         Raises:
             UserError: an unknown algorithm, or options that contradict each other.
@@ -94,12 +101,16 @@ class Learner:
             raise UserError("distill.replay and distill.replay_batch go together: set both, or both to 0.")
         self.network = network
         self.config = config
+        self.mesh = mesh
         self.distillation = losses.ALGORITHMS[config.algorithm][0]
         self._optimizer = optax.chain(
             optax.clip_by_global_norm(config.ppo.max_grad_norm), optax.scale_by_adam(eps=config.ppo.adam_eps)
         )
-        self._update = jax.jit(self._compute_update, donate_argnums=0, static_argnames="per_minibatch")
-        self._extend_replay = jax.jit(self._compute_extended_replay, donate_argnums=0)
+        compute_update = self._compute_update if mesh is None else self._compute_update_on_mesh
+        extend_replay = self._compute_extended_replay if mesh is None else self._compute_extended_replay_on_mesh
+        self._update = jax.jit(compute_update, donate_argnums=0, static_argnames="per_minibatch")
+        self._extend_replay = jax.jit(extend_replay, donate_argnums=0)
+        self._first_nonfinite_input = jax.jit(_first_nonfinite_input)
         self._init = jax.jit(network.init)
         self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
         self.mean_action = jax.jit(partial(network.apply, method=ActorCritic.mean_action))
@@ -130,20 +141,39 @@ class Learner:
     def init_from(self, params: dict) -> LearnerState:
         """A learner's state that starts from given parameters."""
         # Each counter needs a buffer of its own, since the update consumes the state's buffers.
-        return LearnerState(params, self._optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        counters = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        state = LearnerState(params, self._optimizer.init(params), *counters)
+        return state if self.mesh is None else jax.device_put(state, sharding.shardings(self.mesh, REPLICATED))
+
+    def local_params(self, state: LearnerState) -> dict:
+        """The student's parameters on this process's first device, to act with."""
+        if self.mesh is None:
+            return state.params
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), state.params)
+
+    def spread(self, rollout: Rollout) -> Rollout:
+        """The rollout of all processes and devices together, of which `rollout` is this process's part."""
+        if self.mesh is None:
+            return rollout
+        return sharding.spread(self.mesh, rollout, sharding.rollout_specs(rollout))
 
     def create_replay(self, action_dim: int, state_dim: int) -> Replay | None:
         """An empty replay of `distill.replay` frames, or None where it is off."""
         if not self.uses_replay:
             return None
         size = self.network.image_size
-        return Replay.create(
+        create = partial(
+            Replay.create,
             self.config.distill.replay,
             self.num_samples,
             action_dim,
             frame_shape=(size, size, 3) if self.network.sees_frames else None,
             state_dim=state_dim if self.network.sees_state else None,
         )
+        if self.mesh is None:
+            return create()
+        specs = sharding.replay_specs(jax.eval_shape(create))
+        return jax.jit(create, out_shardings=sharding.shardings(self.mesh, specs))()
 
     def extend_replay(self, replay: Replay | None, rollout: Rollout) -> Replay | None:
         """Adds a labelled rollout, in place: the old `replay` must not be used afterwards; None where it is off."""
@@ -168,14 +198,16 @@ class Learner:
 
         Args:
             state: consumed: its buffers become those of the new state.
-            rollout: T·N frames. Where `ppo.num_minibatches` does not divide them, each epoch leaves out the last few of
-                its random order (the published code makes a small minibatch of them: 16 of 6400 at its settings).
+            rollout: T·N frames; on a mesh, as `spread` returns it. Where `ppo.num_minibatches` does not divide them,
+                each epoch leaves out the last few of its random order (the published code makes a small minibatch of
+                them: 16 of 6400 at its settings).
             key: JAX random key, for the sample order, the replayed frames and the shifts.
             replay: labelled frames for the replayed term, if `distill.replay` is on.
             distill_coef: λ, the weight of the distillation term; default `distill.coef`.
             replay_coef: weight of the distillation term on replayed frames; default `distill.replay_coef`.
             learning_rate: default `ppo.learning_rate`. The three may change from call to call without recompilation.
             permutations: int32 [epochs, T·N], the order of the samples (index t·N + n) in each epoch; default: random.
+                On a mesh of D devices, D such orders side by side, of the N/D environments that each device holds.
             per_minibatch: also return metrics["minibatches"], the terms of each minibatch [epochs·num_minibatches],
                 NaN for those that the target KL skipped.
 
@@ -207,6 +239,42 @@ class Learner:
         """
         code = int(metrics["nonfinite"])
         return (INPUT_TERMS + LOSS_TERMS)[code - 1] if code else None
+
+    def nonfinite_input(self, rollout: Rollout) -> str | None:
+        """Name of the first of the rollout's arrays that holds a NaN or an infinite number, or None."""
+        code = int(self._first_nonfinite_input(rollout))
+        return INPUT_TERMS[code - 1] if code else None
+
+    def _compute_update_on_mesh(self, state, rollout, key, replay, *arguments, per_minibatch):
+        *coefs, permutations = arguments
+        specs = (REPLICATED, sharding.rollout_specs(rollout), REPLICATED, sharding.replay_specs(replay))
+        specs += (REPLICATED,) * len(coefs) + (PartitionSpec(None, AXIS),)
+        compute = jax.shard_map(
+            partial(self._compute_update, per_minibatch=per_minibatch),
+            mesh=self.mesh,
+            in_specs=specs,
+            out_specs=REPLICATED,
+            check_vma=False,  # metrics and gradients are made equal by hand
+        )
+        return compute(state, rollout, key, replay, *coefs, permutations)
+
+    def _compute_extended_replay_on_mesh(self, replay, rollout):
+        specs = sharding.replay_specs(replay)
+        compute = jax.shard_map(
+            self._compute_extended_replay,
+            mesh=self.mesh,
+            in_specs=(specs, sharding.rollout_specs(rollout)),
+            out_specs=specs,
+            check_vma=False,
+        )
+        return compute(replay, rollout)
+
+    def _mean_of_devices(self, tree):
+        return tree if self.mesh is None else jax.lax.pmean(tree, AXIS)
+
+    def _of_all_devices(self, array):
+        """The parts [B/D, ...] that the devices hold of an array [B, ...], put together."""
+        return array if self.mesh is None or array is None else jax.lax.all_gather(array, AXIS, tiled=True)
 
     def _compute_update(
         self,
@@ -252,6 +320,8 @@ class Learner:
             # [epochs or 1, T·N, S, A]
             label_sets = labels.reshape(*labels.shape[:2], num_frames, -1).swapaxes(1, 2)
 
+        if self.mesh is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         order_key, step_key = jax.random.split(key)
         if permutations is None:
             epoch_keys = jax.random.split(order_key, ppo.update_epochs)
@@ -284,6 +354,7 @@ class Learner:
             if self.config.distill.augment_ppo and batch["rgb"] is not None:
                 batch["rgb"] = random_shift(shift_key, batch["rgb"], self.config.distill.augment)
             (_, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, replayed)
+            terms, grads = self._mean_of_devices((terms, grads))
             terms["grad_norm"] = optax.global_norm(grads)
             nonfinite = _first_nonfinite([terms[name] for name in LOSS_TERMS], len(INPUT_TERMS))
             exceeded = terms["approx_kl"] > ppo.target_kl if ppo.target_kl else jnp.zeros((), bool)
@@ -309,7 +380,9 @@ class Learner:
             carry = params, opt_state, stop, jnp.maximum(nonfinite, new_nonfinite)
             return carry, (terms, looked_at, stepped)
 
-        nonfinite = _first_nonfinite([getattr(rollout, name) for name in INPUT_TERMS], 0)
+        nonfinite = _first_nonfinite_input(rollout)
+        if self.mesh is not None:
+            nonfinite = jax.lax.pmax(nonfinite, AXIS)
         carry = state.params, state.opt_state, nonfinite > 0, nonfinite
         epochs = jnp.arange(num_steps) // ppo.num_minibatches
         carry, (terms, looked_at, stepped) = jax.lax.scan(
@@ -318,18 +391,20 @@ class Learner:
         params, opt_state, stopped, nonfinite = carry
         num_looked_at = jnp.maximum(jnp.sum(looked_at), 1)
         metrics = {name: jnp.sum(jnp.where(looked_at, term, 0.0)) / num_looked_at for name, term in terms.items()}
-        returns = samples["returns"]
+        returns, values, advantages, valid = map(
+            self._of_all_devices, (samples["returns"], samples["values"], samples["advantages"], valid)
+        )
         metrics |= {
             "optimizer_steps": jnp.sum(stepped),
             "explained_variance": 1.0
-            - jnp.var(returns - samples["values"], where=valid) / jnp.maximum(jnp.var(returns, where=valid), 1e-12),
-            "advantage_std": jnp.std(samples["advantages"], where=valid),
+            - jnp.var(returns - values, where=valid) / jnp.maximum(jnp.var(returns, where=valid), 1e-12),
+            "advantage_std": jnp.std(advantages, where=valid),
             "target_kl_stop": (stopped & (nonfinite == 0)).astype(jnp.float32),
             "nonfinite": nonfinite,
         }
         if self.distillation == "ppd" and label_sets is not None:
             floored = jnp.std(label_sets, axis=2) < self.config.distill.std_floor
-            metrics["teacher_std_floored"] = jnp.mean(floored.astype(jnp.float32))
+            metrics["teacher_std_floored"] = self._mean_of_devices(jnp.mean(floored.astype(jnp.float32)))
         if per_minibatch:
             metrics["minibatches"] = terms
         new_state = LearnerState(
@@ -370,7 +445,8 @@ class Learner:
         log_ratio = losses.gaussian_log_prob(batch["actions"], mean, log_std) - batch["logprobs"]
         advantages = batch["advantages"]
         if ppo.normalize_advantages:
-            advantages = losses.normalize_advantages(advantages, ppo.advantage_std_floor)
+            axis_name = None if self.mesh is None else AXIS
+            advantages = losses.normalize_advantages(advantages, ppo.advantage_std_floor, axis_name)
         pg_loss = losses.clipped_surrogate(log_ratio, advantages, ppo.clip)
         if ppo.clip_value_loss:
             v_loss = losses.clipped_value_loss(value, batch["values"], batch["returns"], ppo.clip)
@@ -414,6 +490,10 @@ def _without_lost_samples(indices, valid, key):
     """Indices in which each that is not `valid` has made room for a random one that is."""
     substitutes = jax.random.choice(key, valid.size, indices.shape, p=valid / jnp.sum(valid))
     return jnp.where(valid[indices], indices, substitutes)
+
+
+def _first_nonfinite_input(rollout):
+    return _first_nonfinite([getattr(rollout, name) for name in INPUT_TERMS], 0)
 
 
 def _first_nonfinite(terms, offset):

@@ -42,13 +42,15 @@ def gaussian_entropy(log_std: jax.Array) -> jax.Array:
     return jnp.sum(log_std + 0.5 * (1.0 + math.log(2.0 * math.pi)))
 
 
-def normalize_advantages(advantages: jax.Array, std_floor: float = 0.0) -> jax.Array:
+def normalize_advantages(advantages: jax.Array, std_floor: float = 0.0, axis_name: str | None = None) -> jax.Array:
     """Advantages [B] with zero mean and unit spread: (A − mean) / (max(std, floor) + 1e-8), unbiased std.
 
-    The floor keeps noise of the value function from being blown up to unit scale where no reward has been seen.
+    The floor keeps noise of the value function from being blown up to unit scale where no reward has been seen. Mean
+    and std are those of the minibatch, of which each device along `axis_name` (if given) holds a part.
     """
-    spread = jnp.maximum(jnp.std(advantages, ddof=1), std_floor)
-    return (advantages - jnp.mean(advantages)) / (spread + 1e-8)
+    everyone = advantages if axis_name is None else jax.lax.all_gather(advantages, axis_name, tiled=True)
+    spread = jnp.maximum(jnp.std(everyone, ddof=1), std_floor)
+    return (advantages - jnp.mean(everyone)) / (spread + 1e-8)
 
 
 def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip: float) -> jax.Array:

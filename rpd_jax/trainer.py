@@ -1,6 +1,7 @@
 """The loop: rollout, labels, update, log, evaluate, checkpoint. A frame's way through the program can be read here."""
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,10 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rpd_jax import evaluation, profiles, rollout, schedules
-from rpd_jax.checkpoints import Checkpoints
+from rpd_jax import evaluation, processes, profiles, rollout, schedules
+from rpd_jax.checkpoints import CheckpointError, Checkpoints
 from rpd_jax.console import Console
-from rpd_jax.envs.cpu_env import WorkerError
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.errors import UserError
 from rpd_jax.estimate import estimate_seconds
@@ -22,6 +22,7 @@ from rpd_jax.metrics import MetricsLog, StageClock
 from rpd_jax.networks import ActorCritic
 from rpd_jax.report.figures import plot_run
 from rpd_jax.run_directory import open_run
+from rpd_jax.sharding import make_mesh
 from rpd_jax.tasks import find_task
 from rpd_jax.teachers import load_teacher
 
@@ -41,19 +42,23 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
         WorkerError: an environment worker failed (and `env.restart_workers` is off); the state was saved.
         Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
+    processes.connect()
     paper = config.profiles.paper
     config = profiles.resolve(config)
-    workdir = open_run(workdir, config)
-    console = Console()
+    with processes.first_before_others():
+        workdir = open_run(workdir, config)
+    console = Console(quiet=not processes.is_first())
     console.settings(config, profiles.departures(config, paper), workdir)
     results_path = workdir / "results.json"
-    if results_path.exists():
-        results = json.loads(results_path.read_text())
-    else:
+    if not results_path.exists():
         with contextlib.ExitStack() as stack:
             results = Trainer(config, workdir, console, stack).run()
-        _write_json(results_path, results)
-    plot_run(workdir, workdir / "curve.png")
+        with processes.first_before_others():
+            if processes.is_first():
+                _write_json(results_path, results)
+    results = json.loads(results_path.read_text())
+    if processes.is_first():
+        plot_run(workdir, workdir / "curve.png")
     console.finish(results, workdir)
     return results
 
@@ -81,118 +86,150 @@ class Trainer:
         self.num_iterations = config.total_steps // self.batch
         self.root_key = jax.random.key(config.seed)
         self.stop = stack.enter_context(StopRequest())
-        self.learner = Learner(ActorCritic.from_config(config.student), config)
+        mesh = make_mesh(config.env.num_envs, config.distill.replay)
+        self.num_devices = jax.device_count()
+        self.learner = Learner(ActorCritic.from_config(config.student), config, mesh)
         self.teacher = load_teacher(config) if self.learner.num_samples else None
         if self.teacher:
             stack.callback(self.teacher.close)
-        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         stack.callback(self.checkpoints.close)
-        self.envs = stack.enter_context(make_vector_env(config.env))
+        self.envs = stack.enter_context(make_vector_env(config.env, config.env.num_envs // jax.process_count()))
         rgb = self.envs.reset(0)
         self.state = self.learner.init(self.root_key, rgb, self.envs.state)
         self.replay = self.learner.create_replay(self.envs.action_dim, self.envs.state_dim)
         self.iteration = 0  # iterations done
-        restored = self.checkpoints.restore(self._checkpoint_tree())
-        if restored is not None:
-            self.iteration, tree, _ = restored
-            self.state, self.replay = tree["learner"], tree.get("replay")
-            console.say(f"Continuing after iteration {self.iteration} of {self.num_iterations}.")
-        self.log = MetricsLog(workdir, self.iteration)
-        stack.callback(self.log.close)
+        self.row: dict[str, float] | None = None  # metrics of the last of them, while they are not logged
+        self._restore()
+        if processes.is_first():
+            self.log = MetricsLog(workdir, self.iteration, config.log.wandb)
+            stack.callback(self.log.close)
 
     def run(self) -> dict[str, float | None]:
-        """Iterates to the end; returns what results.json will hold."""
+        """Iterates to the end; returns what results.json will hold (in the first process)."""
         try:
-            teacher = self._measure_teacher()
-            seconds = estimate_seconds(self.config, self.envs, self.learner, self.teacher, self.instruction)
+            with processes.together():
+                teacher = self._measure_teacher() if processes.is_first() else None
+            seconds = estimate_seconds(
+                self.config, self.envs, self.learner, self.teacher, self.instruction, self.stop.check
+            )
             self.console.estimate(seconds * (self.num_iterations - self.iteration))
             student = self._iterate()
-        except (Interrupted, WorkerError) as reason:
+        except (Interrupted, UserError) as reason:
+            if isinstance(reason, CheckpointError):
+                raise
             if self.checkpoints.latest != self.iteration:
                 self._save()
-            cause = reason if isinstance(reason, Interrupted) else "A worker failed"
+            cause = reason if isinstance(reason, Interrupted) else "Stopped by an error"
             self.console.say(f"{cause}: saved after iteration {self.iteration}; the same command continues.")
             raise
-        self.console.time_split(self.workdir / "metrics.jsonl")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UserError(
+                f"Could not write in {self.workdir} ({error.strerror}): make room on the disk and run the same command "
+                f"again; it continues from checkpoint {self.checkpoints.latest}."
+            ) from error
+        if processes.is_first():
+            self.console.time_split(self.workdir / "metrics.jsonl")
         return {"algorithm": self.config.algorithm, "student": student, "teacher": teacher}
 
-    def _iterate(self) -> dict[str, float]:
+    def _iterate(self) -> dict[str, float] | None:
+        """Iterations, evaluations and checkpoints to the end; returns the final evaluation (in the first process)."""
         config, clock = self.config, StageClock()
         position = None
         with self.console.progress(self.num_iterations, self.iteration, self.batch) as progress:
             while True:
-                iteration, step = self.iteration, self.iteration * self.batch
-                policy_key, teacher_key, update_key = jax.random.split(jax.random.fold_in(self.root_key, iteration), 3)
-                coef = schedules.distill_coef(config.distill, step)
-                rate = schedules.learning_rate(config.ppo, step, config.total_steps)
-
-                with clock.stage("simulate+render"):
-                    if position is None:
-                        position = rollout.start(self.envs, self._seed("train", iteration))
-                    frames, position, episodes = rollout.collect(
-                        self.envs,
-                        self.learner,
-                        self.state.params,
-                        position,
-                        config.ppo.rollout_steps,
-                        policy_key,
-                        self.stop.check,
-                    )
-                with clock.stage("label"):
-                    if self.teacher and coef > 0.0:
-                        frames = rollout.label(
-                            frames,
-                            self.teacher,
-                            self.instruction,
-                            teacher_key,
-                            self.learner.num_samples,
-                            config.distill.averaged,
-                            self.learner.label_sets,
-                        )
-                        self.replay = self.learner.extend_replay(self.replay, frames)
-                        jax.block_until_ready(frames.teacher_actions)
-                with clock.stage("update"):
-                    self.state, metrics = self.learner.update(
-                        self.state,
-                        frames,
-                        update_key,
-                        replay=self.replay,
-                        distill_coef=coef,
-                        replay_coef=coef * config.distill.replay_coef,
-                        learning_rate=rate,
-                    )
-                    metrics = jax.device_get(metrics)
-                self._refuse_bad_numbers(metrics)
-                self.iteration += 1
+                if self.row is None and self.iteration < self.num_iterations:
+                    self.row, position = self._learn(position, clock)
                 last = self.iteration == self.num_iterations
-
-                numbers = {f"train/{name}": value for name, value in metrics.items()}
-                numbers |= {"train/distill_coef": coef, "train/learning_rate": rate}
-                numbers |= {f"rollout/{name}": values.mean() for name, values in episodes.items() if len(values)}
-                if config.env.restart_workers:
-                    numbers["rollout/lost_steps"] = float((~frames.valid).sum())
+                result = success = None
                 if last or self.iteration % config.eval.every == 0:
-                    with clock.stage("evaluate"):
-                        result = self._evaluate(last)
-                        numbers |= {f"eval/{name}": value for name, value in result.items()}
-                        position = None
-                if last or self.iteration % config.checkpoint.every == 0:
+                    with clock.stage("evaluate"), processes.together():
+                        result = self._evaluate(last) if processes.is_first() else None
+                    success = processes.share(result["success"] if result else 0.0)
+                    position = None
+                if self.row is not None:
+                    row = self.row | {f"time/{name}": value for name, value in clock.lap().items()}
+                    if result:
+                        row |= {f"eval/{name}": value for name, value in result.items()}
+                    if processes.is_first():
+                        self.log.write(self.iteration - 1, self.iteration * self.batch, row)
+                    progress.advance(row)
+                    self.row = None
+                # After the log: a checkpoint says that everything before it is on disk.
+                due = last or self.iteration % config.checkpoint.every == 0
+                if due and self.checkpoints.latest != self.iteration:
                     with clock.stage("checkpoint"):
-                        self._save()
-                        position = None
-                seconds = clock.lap()
-                numbers |= {f"time/{name}": value for name, value in seconds.items()}
-                self.log.write(iteration, step + self.batch, numbers)
-                progress.advance(numbers)
+                        self._save(success)
+                    position = None
                 if last:
                     return result
 
+    def _learn(self, position: rollout.Position | None, clock: StageClock) -> tuple[dict, rollout.Position]:
+        """One iteration: rollout, labels, update. Returns what to log, and where the environments stand."""
+        config, step = self.config, self.iteration * self.batch
+        policy_key, teacher_key, update_key = jax.random.split(jax.random.fold_in(self.root_key, self.iteration), 3)
+        coef = schedules.distill_coef(config.distill, step)
+        rate = schedules.learning_rate(config.ppo, step, config.total_steps)
+
+        with processes.together():
+            with clock.stage("simulate+render"):
+                if position is None:
+                    position = rollout.start(self.envs, self._seed("train", self.iteration))
+                frames, position, episodes = rollout.collect(
+                    self.envs,
+                    self.learner,
+                    self.learner.local_params(self.state),
+                    position,
+                    config.ppo.rollout_steps,
+                    processes.own_key(policy_key),
+                    self.stop.check,
+                )
+            with clock.stage("label"):
+                if self.teacher and coef > 0.0:
+                    frames = rollout.label(
+                        frames,
+                        self.teacher,
+                        self.instruction,
+                        processes.own_key(teacher_key),
+                        self.learner.num_samples,
+                        config.distill.averaged,
+                        self.learner.label_sets,
+                    )
+                    jax.block_until_ready(frames.teacher_actions)
+            self._refuse(self.learner.nonfinite_input(frames))
+        lost = float((~frames.valid).sum())
+        with clock.stage("update"):
+            frames = self.learner.spread(frames)
+            if frames.teacher_actions is not None:
+                self.replay = self.learner.extend_replay(self.replay, frames)
+            self.state, metrics = self.learner.update(
+                self.state,
+                frames,
+                update_key,
+                replay=self.replay,
+                distill_coef=coef,
+                replay_coef=coef * config.distill.replay_coef,
+                learning_rate=rate,
+            )
+            metrics = jax.device_get(metrics)
+        self._refuse(self.learner.nonfinite_term(metrics))
+        self.iteration += 1
+
+        row = {f"train/{name}": float(value) for name, value in metrics.items()}
+        row |= {"train/distill_coef": coef, "train/learning_rate": rate}
+        row |= {f"rollout/{name}": float(values.mean()) for name, values in episodes.items() if len(values)}
+        if config.env.restart_workers:
+            row["rollout/lost_steps"] = lost
+        return row, position
+
     def _evaluate(self, last: bool) -> dict[str, float]:
         """Success of the mean action; at the end over more episodes, with a video."""
-        config = self.config.eval
+        config, params = self.config.eval, self.learner.local_params(self.state)
         episodes = evaluation.run_episodes(
             self.envs,
-            lambda rgb, state, key: self.learner.mean_action(self.state.params, rgb, state),
+            lambda rgb, state, key: self.learner.mean_action(params, rgb, state),
             config.final_episodes if last else config.episodes,
             self._seed("final evaluation" if last else "evaluation"),
             config.video_episodes if last else 0,
@@ -227,22 +264,42 @@ class Trainer:
         tree = {"learner": self.state}
         return tree if self.replay is None else tree | {"replay": self.replay}
 
-    def _save(self) -> None:
-        self.checkpoints.save(self.iteration, self._checkpoint_tree(), {"step": self.iteration * self.batch})
+    def _save(self, success: float | None = None) -> None:
+        progress = {"step": self.iteration * self.batch, "row": self.row, "devices": self.num_devices}
+        self.checkpoints.save(self.iteration, self._checkpoint_tree(), progress, success)
 
-    def _refuse_bad_numbers(self, metrics: dict) -> None:
-        term = self.learner.nonfinite_term(metrics)
+    def _restore(self) -> None:
+        """Continues from the newest checkpoint, if there is one, and says what no checkpoint can hold."""
+        restored = self.checkpoints.restore(self._checkpoint_tree())
+        if restored is None:
+            return
+        self.iteration, tree, progress = restored
+        self.state, self.row = tree["learner"], progress.get("row")
+        self.console.say(f"Continuing after iteration {self.iteration} of {self.num_iterations}.")
+        if self.iteration % self.config.eval.every and self.iteration % self.config.checkpoint.every:
+            self.console.say("The episodes that ran then are lost: the environments begin new ones.")
+        devices = progress.get("devices", 1)
+        if devices == self.num_devices:
+            self.replay = tree.get("replay")
+        elif self.replay is not None:
+            self.console.say(
+                f"The replay starts empty: it was kept by {devices} devices and {self.num_devices} are here."
+            )
+
+    def _refuse(self, term: str | None) -> None:
+        """Ends the run if there is a term that was not finite; the update has left the parameters alone then."""
         if term is not None:
-            self._save()
             raise UserError(
-                f"{term} was not finite in iteration {self.iteration}; the update stopped before it reached the "
+                f"{term} was not finite in iteration {self.iteration}; the run stopped before it reached the "
                 f"parameters, and they are saved in {self.workdir}: lower ppo.learning_rate, or look at the rewards "
                 "and the teacher's labels."
             )
 
     def _seed(self, purpose: str, iteration: int = 0) -> int:
-        """A 31-bit seed for the environments, different for every purpose, iteration and run seed."""
+        """A 31-bit seed for the environments, different for every purpose, iteration, run seed and process."""
         entropy = [self.config.seed, iteration, *purpose.encode()]
+        if not processes.is_first():
+            entropy.append(jax.process_index())
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
 
