@@ -103,6 +103,9 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.checkpoint.keep = 2  # newest ones
     c.checkpoint.keep_best = 0  # ones with the highest success in an evaluation, besides
 
+    c.log = ConfigDict()
+    c.log.wandb = False  # write the metrics to Weights & Biases too
+
     c.profiles = ConfigDict({"paper": _paper_profile(), "cpu": _cpu_profile(), "cpu_state": _cpu_state_profile()})
     return c
 

@@ -10,12 +10,23 @@ from pathlib import Path
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
+from rpd_jax.wandb_log import WandbLog
+
 
 class MetricsLog:
     """Appends one line of metrics per iteration to metrics.jsonl, and the same numbers to TensorBoard."""
 
-    def __init__(self, workdir: Path, first_iteration: int):
-        """Opens the log; lines of `first_iteration` and later, left by a run that was cut short, are dropped."""
+    def __init__(self, workdir: Path, first_iteration: int, wandb: bool = False):
+        """Opens the log; lines of `first_iteration` and later, left by a run that was cut short, are dropped.
+
+        Args:
+            workdir: the run's directory, with its config.json if `wandb` is on.
+            first_iteration: that the run goes on with.
+            wandb: write to Weights & Biases too.
+
+        Raises:
+            UserError: W&B does not work.
+        """
         path = workdir / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _iteration_of(line) < first_iteration]
@@ -27,6 +38,7 @@ class MetricsLog:
         (workdir / "tensorboard").mkdir(exist_ok=True)
         # Not SummaryWriter: its thread dies of a full disk, and then its queue blocks for good.
         self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        self._wandb = WandbLog(workdir, json.loads((workdir / "config.json").read_text())) if wandb else None
 
     def write(self, iteration: int, step: int, metrics: Mapping[str, float]) -> None:
         """Writes scalars measured in `iteration`, after `step` environment steps.
@@ -42,12 +54,16 @@ class MetricsLog:
             event.summary.value.add(tag=name, simple_value=value)
         self._events.write_event(event)
         self._events.flush()
+        if self._wandb is not None:
+            self._wandb.write(step, values)
 
     def close(self) -> None:
         """Closes the files; what a full disk did not take is lost."""
         for file in (self._file, self._events):
             with contextlib.suppress(OSError):
                 file.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
 def _iteration_of(line: str) -> float:

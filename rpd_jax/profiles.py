@@ -5,6 +5,7 @@ import difflib
 import jax
 from ml_collections import ConfigDict
 
+from rpd_jax import wandb_log
 from rpd_jax.errors import UserError
 from rpd_jax.losses import ALGORITHMS
 from rpd_jax.tasks import find_task
@@ -102,6 +103,8 @@ def _check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _validate(config: ConfigDict) -> None:
     find_task(config.env.task)
+    if config.log.wandb:
+        wandb_log.check_installed()
     for path, allowed in _CHOICES.items():
         _check_choice(path, _get(config, path), allowed)
     for path in _POSITIVE:

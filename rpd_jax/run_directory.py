@@ -10,6 +10,7 @@ from rpd_jax.errors import UserError
 
 # What may change between two starts of one run without making it another run.
 FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
+FREE_FIELDS += ("log.wandb",)
 # Fields that the config.json of an older version does not name, with the value that it stood for.
 _ADDED_FIELDS = {"student.precision": "float32", "teacher.refresh": "rollout", "teacher.dataset": ""}
 

@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 
 from configs import default
@@ -72,4 +74,14 @@ def test_values_that_cannot_work_are_refused_by_name(field, value, sentence):
         part = config[group]
     part[name] = value
     with pytest.raises(UserError, match=sentence):
+        profiles.resolve(config)
+
+
+def test_wandb_is_off_and_its_absence_is_told_before_work():
+    config = default.get_config()
+    assert profiles.resolve(config).log.wandb is False
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed here")
+    config.log.wandb = True
+    with pytest.raises(UserError, match=r"pip install 'rpd-jax\[wandb\]'"):
         profiles.resolve(config)
