@@ -25,6 +25,8 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 # How long a worker that does not answer may take to tell where it hangs.
 _TRACEBACK_SECONDS = 2.0
+# Lines of a worker's traceback or output that are told.
+_TRACEBACK_LINES = 12
 
 
 _log = logging.getLogger(__name__)
@@ -336,8 +338,10 @@ class _WorkerProcess:
         deadline = time.monotonic() + _TRACEBACK_SECONDS
         while time.monotonic() < deadline and os.fstat(self._output.fileno()).st_size == written:
             time.sleep(0.05)
-        output = self._last_output()
-        return message + (f" It was here:\n{output}" if output else "")
+        self._output.seek(written)
+        # The innermost call comes first.
+        trace = self._output.read().decode(errors="replace").splitlines()[:_TRACEBACK_LINES]
+        return "\n".join([message + (" It was here:" if trace else ""), *trace])
 
     def stop(self) -> None:
         """Tells the process to end, and does not wait for it."""
@@ -372,5 +376,5 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tail(text: str, lines: int = 12) -> str:
-    return "\n".join(text.strip().splitlines()[-lines:])
+def _tail(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-_TRACEBACK_LINES:])

@@ -121,7 +121,7 @@ def main(commands: int, lifeline: int, memory: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(lifeline)
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
     connection = Connection(commands)
     worker = _Worker(memory)
     while True:

@@ -1,54 +1,182 @@
 """Where the time of an environment step goes: `python -m rpd_jax.envs.profile --help`.
 
-First, in one process, the CPU milliseconds that one environment spends on simulating (controller, physics, reward,
-state) and on drawing, by mesh detail and image size. Then frames per second of CpuVectorEnv by number of environments
-and workers, with the bound that those milliseconds and the cores allow, and the memory of a worker.
+First, in one process, the CPU milliseconds that one step of one environment takes: physics (controller and simulation),
+reward and state, drawing, and the transfer into shared memory; by mesh detail and image size. Then frames per second of
+CpuVectorEnv by number of environments and workers. Environments of one size with different numbers of workers are
+stepped in turns, so that what else runs on the machine falls on all of them alike.
+
+Speedup: over the least number of workers. Bound: frames/s as a share of what the milliseconds and the workers (at most
+the cores) allow. CPU ms: what workers and trainer together spend on a frame. CPU bound: the milliseconds as a share of
+that, which holds on a crowded machine too. MiB: of one worker.
 """
 
 import argparse
 import itertools
+import json
+import os
+import statistics
+import sys
 import time
 
+# As in the workers: a frame is drawn by one thread.
+os.environ.setdefault("LP_NUM_THREADS", "0")
+
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from rpd_jax.envs.cpu_env import CpuVectorEnv
-from rpd_jax.tasks import find_task
+from rpd_jax.envs.process_cost import cpu_seconds, proportional_mib
+from rpd_jax.envs.task_arguments import check_task_arguments
+from rpd_jax.errors import UserError
 
+# Steps of one number of workers before the next one's turn.
+_TURN = 4
 
-def _numbers(kind):
-    return lambda text: [kind(word) for word in text.split(",")]
+# How the tables call what the JSON calls otherwise; other names are the same in both.
+_HEADINGS = {
+    "image_size": "px",
+    "mesh_detail": "detail",
+    "reward_state_ms": "reward+state",
+    "num_envs": "envs",
+    "frames_per_s": "frames/s",
+    "of_bound": "bound",
+    "cpu_ms_per_frame": "CPU ms",
+    "of_cpu_bound": "CPU bound",
+    "mib_per_worker": "MiB",
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="PushCube-v1")
-    parser.add_argument("--image_size", type=_numbers(int), default=[128], help="comma-separated (default: 128)")
-    parser.add_argument("--mesh_detail", type=_numbers(float), default=[1.0, 0.15], help="default: 1.0,0.15")
-    parser.add_argument("--num_envs", type=_numbers(int), default=[4, 8], help="default: 4,8")
-    parser.add_argument("--workers", type=_numbers(int), default=[1, 2], help="default: 1,2")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of stepping per row (default: 3)")
-    args = parser.parse_args()
-    find_task(args.task)
+    args = _parse_arguments()
+    try:
+        steps, rates = [], []
+        for size, detail in itertools.product(args.image_size, args.mesh_detail):
+            task_args = _task_args(args.task, size, detail)
+            limit = check_task_arguments(args.task, size, "sparse", detail).max_episode_steps
+            steps.append({"image_size": size, "mesh_detail": detail} | step_cost(task_args, args.seconds))
+            for num_envs in args.num_envs:
+                counts = sorted({min(count, num_envs) for count in args.workers})
+                rates += [
+                    {"image_size": size, "mesh_detail": detail, "num_envs": num_envs} | row
+                    for row in throughput(task_args, num_envs, limit, counts, args.seconds, steps[-1]["step_ms"])
+                ]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if args.json:
+        print(json.dumps({"task": args.task, "steps": steps, "throughput": rates}, indent=2))
+        return
+    console = Console()
+    console.print(_table(f"{args.task}: one environment, one process, CPU ms per step", steps))
+    console.print(_table(f"{args.task}: worker processes", rates))
 
-    print("one environment in one process, CPU ms per step (all threads)")
-    print("   px  detail  simulate   draw    sum")
-    cost = {}
-    for size, detail in itertools.product(args.image_size, args.mesh_detail):
-        draw, whole = _step_cost(_task_args(args.task, size, detail), args.seconds)
-        cost[size, detail] = whole
-        print(f"{size:5d} {detail:7.2f} {whole - draw:9.1f} {draw:6.1f} {whole:6.1f}", flush=True)
 
-    print("\nworker processes: frames/s, share of the bound workers / (ms per step), parent's copy per step, memory")
-    print("   px  detail  envs  workers  frames/s  of bound  copy ms  MiB/worker")
-    for size, num_envs, workers in itertools.product(args.image_size, args.num_envs, args.workers):
-        detail = min(args.mesh_detail)
-        rate, copy, memory = _throughput(_task_args(args.task, size, detail), num_envs, workers, args.seconds)
-        bound = min(workers, num_envs) * 1e3 / cost[size, detail]
-        print(
-            f"{size:5d} {detail:7.2f} {num_envs:5d} {workers:8d} {rate:9.1f} {rate / bound:9.0%} {copy:8.2f}"
-            f" {memory:10.0f}",
-            flush=True,
-        )
+def step_cost(task_args: dict, seconds: float) -> dict[str, float]:
+    """Returns CPU milliseconds of a step and of its parts, measured inside the same steps; resets are left out."""
+    import torch
+
+    from rpd_jax.envs.camera_task import frames, make_task_env, states
+
+    torch.set_num_threads(1)
+    env = make_task_env(**{**task_args, "camera": None})
+    obs, _ = env.reset(seed=0)
+    spent = dict.fromkeys(("draw", "physics", "transfer", "step"), 0.0)
+
+    def timed(part, work):
+        def run(*args, **kwargs):
+            start = time.process_time()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                spent[part] += time.process_time() - start
+
+        return run
+
+    task = env.unwrapped
+    task._get_obs_sensor_data = timed("draw", task._get_obs_sensor_data)
+    task._step_action = timed("physics", task._step_action)
+    step = timed("step", env.step)
+    rgb = np.empty((*frames(obs).shape[1:3], 3), np.uint8)
+    state = np.empty(states(obs).shape[1], np.float32)
+
+    def transfer():
+        rgb[:] = frames(obs)[0, ..., :3].numpy()
+        state[:] = states(obs)[0].numpy()
+
+    transfer = timed("transfer", transfer)
+    rng = np.random.default_rng(0)
+    end, count = time.monotonic() + seconds, -1
+    while count < 1 or time.monotonic() < end:
+        if count == 0:
+            spent.update(dict.fromkeys(spent, 0.0))  # the first step builds what later ones reuse
+        count += 1
+        obs, *_, truncated, _ = step(rng.uniform(-1, 1, 7).astype(np.float32))
+        transfer()
+        if truncated:
+            before = dict(spent)
+            env.reset()
+            spent.update(before)
+    env.close()
+    ms = {part: value / count * 1e3 for part, value in spent.items()}
+    return {
+        "physics_ms": ms["physics"],
+        "reward_state_ms": ms["step"] - ms["physics"] - ms["draw"],
+        "draw_ms": ms["draw"],
+        "transfer_ms": ms["transfer"],
+        "step_ms": ms["step"] + ms["transfer"],
+    }
+
+
+def throughput(
+    task_args: dict, num_envs: int, limit: int, worker_counts: list[int], seconds: float, step_ms: float
+) -> list[dict[str, float]]:
+    """Returns a row for each number of workers; they are measured in turns, `seconds` for each."""
+    rng = np.random.default_rng(0)
+    envs = {}
+    try:
+        for count in worker_counts:
+            envs[count] = CpuVectorEnv(task_args, num_envs, max_episode_steps=limit, workers=count)
+            envs[count].reset(0)
+        turns = {count: [] for count in envs}
+        cpu = dict.fromkeys(envs, 0.0)
+        end = time.monotonic() + seconds * len(envs)
+        while time.monotonic() < end or len(turns[worker_counts[-1]]) < 2:
+            for count, env in envs.items():
+                before, start = _cpu_total(env), time.monotonic()
+                for _ in range(_TURN):
+                    env.step(rng.uniform(-1, 1, (num_envs, 7)))
+                turns[count].append((time.monotonic() - start) / _TURN / num_envs)
+                cpu[count] += _cpu_total(env) - before
+        rows = []
+        for count, env in envs.items():
+            # Of the turns with the environments before: the same seconds, the same other load.
+            ratios = [one / this for one, this in zip(turns[worker_counts[0]], turns[count], strict=True)]
+            rate = len(turns[count]) / sum(turns[count])
+            cpu_ms = cpu[count] / (len(turns[count]) * _TURN * num_envs) * 1e3
+            rows.append(
+                {
+                    "workers": count,
+                    "frames_per_s": rate,
+                    "speedup": statistics.median(ratios),
+                    "of_bound": rate * step_ms / 1e3 / min(count, _cores()),
+                    "cpu_ms_per_frame": cpu_ms,
+                    "of_cpu_bound": step_ms / cpu_ms,
+                    "mib_per_worker": statistics.mean(map(proportional_mib, env.worker_pids)),
+                }
+            )
+        return rows
+    finally:
+        for env in envs.values():
+            env.close()
+
+
+def _cpu_total(env: CpuVectorEnv) -> float:
+    return time.process_time() + sum(map(cpu_seconds, env.worker_pids))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _task_args(task: str, image_size: int, mesh_detail: float) -> dict:
@@ -61,70 +189,34 @@ def _task_args(task: str, image_size: int, mesh_detail: float) -> dict:
     }
 
 
-def _step_cost(task_args: dict, seconds: float) -> tuple[float, float]:
-    """Returns CPU ms of drawing a frame and of a whole step, drawing included."""
-    import torch
-
-    from rpd_jax.envs.camera_task import make_task_env
-
-    torch.set_num_threads(1)
-    env = make_task_env(**{**task_args, "camera": None})
-    env.reset(seed=0)
-    scene = env.unwrapped.scene
-    (camera,) = scene.sensors.values()
-    rng = np.random.default_rng(0)
-
-    def draw():
-        scene.update_render()
-        camera.capture()
-        camera.get_obs()
-
-    def step():
-        *_, truncated, _ = env.step(rng.uniform(-1, 1, 7).astype(np.float32))
-        if truncated:
-            env.reset()
-
-    costs = _cpu_ms(draw, seconds / 2), _cpu_ms(step, seconds / 2)
-    env.close()
-    return costs
+def _table(title: str, rows: list[dict[str, float]]) -> Table:
+    headings = [_HEADINGS.get(name, name.removesuffix("_ms")) for name in rows[0]]
+    table = Table(*headings, title=title, title_justify="left", pad_edge=False)
+    for row in rows:
+        table.add_row(*(_cell(name, value) for name, value in row.items()))
+    return table
 
 
-def _cpu_ms(work, seconds: float) -> float:
-    work()
-    start, end, count = time.process_time(), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        work()
-        count += 1
-    return (time.process_time() - start) / count * 1e3
+def _cell(name: str, value: float) -> str:
+    if name.startswith("of_"):
+        return f"{value:.0%}"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-def _throughput(task_args: dict, num_envs: int, workers: int, seconds: float) -> tuple[float, float, float]:
-    """Returns frames per second, ms per step that the parent copies, and the proportional MiB of a worker."""
-    limit = find_task(task_args["env_id"]).max_episode_steps
-    actions = np.random.default_rng(0).uniform(-1, 1, (num_envs, 7)).astype(np.float32)
-    with CpuVectorEnv(task_args, num_envs, max_episode_steps=limit, workers=workers) as env:
-        env.reset(0)
-        env.step(actions)
-        start, count, copying = time.monotonic(), 0, 0.0
-        while time.monotonic() - start < seconds:
-            env.step_async(actions)
-            env.wait_for_workers()
-            before = time.monotonic()
-            env.collect()
-            copying += time.monotonic() - before
-            count += 1
-        rate = count * num_envs / (time.monotonic() - start)
-        memory = [_proportional_memory(pid) for pid in env.worker_pids]
-    return rate, copying / count * 1e3, float(np.mean(memory))
+def _numbers(kind):
+    return lambda text: [kind(word) for word in text.split(",")]
 
 
-def _proportional_memory(pid: int) -> float:
-    """Returns MiB, pages shared with other processes divided among them; nan where /proc does not tell."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
-    except (OSError, StopIteration):
-        return float("nan")
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="PushCube-v1")
+    parser.add_argument("--image_size", type=_numbers(int), default=[128], help="comma-separated (default: 128)")
+    parser.add_argument("--mesh_detail", type=_numbers(float), default=[1.0, 0.15], help="default: 1.0,0.15")
+    parser.add_argument("--num_envs", type=_numbers(int), default=[4, 16], help="default: 4,16")
+    parser.add_argument("--workers", type=_numbers(int), default=[1, 2], help="default: 1,2")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of stepping per row (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
