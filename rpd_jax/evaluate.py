@@ -1,8 +1,13 @@
-"""Success of a teacher: python -m rpd_jax.evaluate --teacher=octo-nano-push-cube --tasks=PushCube-v1 [--output=DIR]
+"""Success of a policy on any tasks, with 95% intervals.
 
---tasks=all measures the eight tasks of the paper's Table I. Actions are sampled, and the first of each chunk is
-executed. Without --mesh_detail=1 the robot is drawn with 15% of its triangles, as the embedded teachers know it.
-DIR gets table.md, results.json and a video per task, each as soon as it is measured.
+python -m rpd_jax.evaluate --teacher=octo-nano-push-cube [--tasks=PushCube-v1,PullCube-v1] [--output=DIR]
+python -m rpd_jax.evaluate --run=runs/push_cube_sparse-rpd_mse-seed0 [--checkpoint=ITERATION]
+python -m rpd_jax.evaluate --policy=policy/
+
+A teacher's actions are sampled, and the first of each chunk is executed; a student's are its mean. --tasks=all measures
+the eight tasks of the paper's Table I. Without --mesh_detail=1 a teacher sees the robot with 15% of its triangles, as
+the embedded ones know it; a student sees the frames of its run. DIR gets table.md, results.json and a video per task,
+each as soon as it is measured.
 """
 
 import os
@@ -14,15 +19,20 @@ from absl import flags
 
 from rpd_jax.command_line import run_command
 
-_TEACHER = flags.DEFINE_string(
-    "teacher", "octo-nano-push-cube", "A checkpoint's folder or hub address, or embedded name."
-)
-_TASKS = flags.DEFINE_list("tasks", ["PushCube-v1"], "Tasks, separated by commas, or 'all'.")
+_TEACHER = flags.DEFINE_string("teacher", None, "A checkpoint's folder or hub address, or embedded name.")
+_RUN = flags.DEFINE_string("run", None, "A run's directory, for its student.")
+_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "With --run: the checkpoint's iteration; by default the newest.")
+_POLICY = flags.DEFINE_string("policy", None, "A folder that rpd_jax.export wrote.")
+_TASKS = flags.DEFINE_list("tasks", None, "Tasks, separated by commas, or 'all'; by default the run's or PushCube-v1.")
 _EPISODES = flags.DEFINE_integer("episodes", 200, "Episodes per task.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 1000, "Seed of the initial states and of the sampled actions.")
 _NUM_ENVS = flags.DEFINE_integer("num_envs", 10, "Environments that run at a time.", lower_bound=1)
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Width and height of the frames, pixels.", lower_bound=1)
-_MESH_DETAIL = flags.DEFINE_float("mesh_detail", 0.15, "Fraction of the robot's triangles that is drawn.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Width and height of the frames, pixels; by default the run's or 128.", lower_bound=1
+)
+_MESH_DETAIL = flags.DEFINE_float(
+    "mesh_detail", None, "Fraction of the robot's triangles that is drawn; by default the run's or 0.15."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for table.md, results.json and videos; none if not given.")
 
 
@@ -34,18 +44,31 @@ def main() -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from rpd_jax.errors import UserError
+    from rpd_jax.policies import exported_policy, run_policy, teacher_policy
     from rpd_jax.tasks import TASKS, find_task
-    from rpd_jax.teacher_table import console_table, measure_task, write_tables
-    from rpd_jax.teachers import load_teacher
+    from rpd_jax.teacher_table import console_table, measure_policy, write_tables
 
-    tasks = [find_task(name) for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value)]
+    chosen = [flag.name for flag in (_TEACHER, _RUN, _POLICY) if flag.value]
+    if len(chosen) > 1:
+        raise UserError(f"--{' and --'.join(chosen)} exclude each other: give one of them.")
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     if output and output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file: give a folder.")
-    teacher = load_teacher(ConfigDict({"teacher": {"name": "octo", "checkpoint": _TEACHER.value}}))
+    tasks = [find_task(name) for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value or ())]
+    if _RUN.value:
+        policy = run_policy(_RUN.value, _CHECKPOINT.value)
+    elif _POLICY.value:
+        policy = exported_policy(_POLICY.value)
+    else:
+        policy = teacher_policy(_TEACHER.value or "octo-nano-push-cube")
+    tasks = tasks or [find_task(policy.task or "PushCube-v1")]
     settings = {"episodes": _EPISODES.value, "seed": _SEED.value, "num_envs": _NUM_ENVS.value}
-    drawing = {"image_size": _IMAGE_SIZE.value, "mesh_detail": _MESH_DETAIL.value}
-    env_config = ConfigDict({"num_envs": _NUM_ENVS.value, **drawing})
+    env_config = ConfigDict(policy.env.to_dict())
+    env_config.num_envs = _NUM_ENVS.value
+    for flag in (_IMAGE_SIZE, _MESH_DETAIL):
+        if flag.value is not None:
+            env_config[flag.name] = flag.value
+    settings |= {name: env_config[name] for name in ("image_size", "mesh_detail")}
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -60,8 +83,8 @@ def main() -> None:
         bar = progress.add_task("", total=_EPISODES.value * len(tasks))
         for index, task in enumerate(tasks):
             progress.update(bar, description=task.env_id)
-            row = measure_task(
-                teacher,
+            row = measure_policy(
+                policy.act_on(task),
                 task,
                 _EPISODES.value,
                 _SEED.value,
@@ -74,9 +97,9 @@ def main() -> None:
             rows.append(row)
             progress.console.print(f"{task.env_id}: {row['success']:.1%} of {row['episodes']:.0f} episodes")
             if output:
-                write_tables(output, _TEACHER.value, settings | drawing, rows)
-    teacher.close()
-    console.print(console_table(_TEACHER.value, rows))
+                write_tables(output, policy.name, settings, rows, policy.actions)
+    policy.close()
+    console.print(console_table(policy.name, rows))
     if output:
         console.print(f"Written: {output}", markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""A teacher on many tasks: the numbers of the paper's Table I, as a console table, Markdown and JSON."""
+"""A policy on many tasks: the numbers of the paper's Table I, as a console table, Markdown and JSON."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from rpd_jax.envs.factory import make_vector_env
-from rpd_jax.evaluation import Episodes, run_episodes, write_video
+from rpd_jax.evaluation import Act, Episodes, run_episodes, write_video
 from rpd_jax.tasks import Task
 from rpd_jax.teachers import Teacher
 
@@ -26,10 +26,33 @@ def measure_task(
     video: Path | None = None,
     on_step: Callable[[int], None] = lambda finished: None,
 ) -> dict[str, float | str | bool]:
-    """Runs a teacher on one task with sampled actions, the first of each chunk executed.
+    """`measure_policy` of a teacher with sampled actions of `task.instruction`, the first of each chunk executed."""
+    return measure_policy(
+        lambda rgb, state, key: teacher.act(rgb, task.instruction, key)[0],
+        task,
+        num_episodes,
+        seed,
+        env_config,
+        video=video,
+        on_step=on_step,
+    )
+
+
+def measure_policy(
+    act: Act,
+    task: Task,
+    num_episodes: int,
+    seed: int,
+    env_config: ConfigDict,
+    *,
+    video: Path | None = None,
+    on_step: Callable[[int], None] = lambda finished: None,
+) -> dict[str, float | str | bool]:
+    """Runs a policy on one task.
 
     Args:
-        teacher: labels the frames with `task.instruction`.
+        act: the policy.
+        task: that it is to do.
         num_episodes: rounded up to a multiple of the environments.
         seed: of the initial states and of the samples.
         env_config: `num_envs, image_size, mesh_detail` and whatever else `make_vector_env` reads; task and rewards are
@@ -48,7 +71,7 @@ def measure_task(
     with make_vector_env(env_config) as envs:
         episodes = run_episodes(
             envs,
-            lambda rgb, _, key: teacher.act(rgb, task.instruction, key)[0],
+            act,
             num_episodes,
             seed,
             video_episodes=8 if video else 0,
@@ -84,24 +107,31 @@ def _cells(row: dict) -> tuple[str, ...]:
     )
 
 
-def console_table(teacher_name: str, rows: Sequence[dict]) -> Table:
-    """The rows of `measure_task` for a terminal."""
-    table = Table(*COLUMNS, title=teacher_name)
+def console_table(name: str, rows: Sequence[dict]) -> Table:
+    """The rows of `measure_policy` for a terminal."""
+    table = Table(*COLUMNS, title=name)
     for row in rows:
         table.add_row(*_cells(row))
     return table
 
 
-def write_tables(folder: Path, teacher_name: str, settings: dict, rows: Sequence[dict]) -> None:
-    """Writes the rows of `measure_task` to table.md and results.json in `folder`."""
+def write_tables(folder: Path, name: str, settings: dict, rows: Sequence[dict], actions: str = "") -> None:
+    """Writes the rows of `measure_policy` to table.md and results.json in `folder`.
+
+    Args:
+        folder: made if missing.
+        name: of the policy.
+        settings: that were the same on all tasks.
+        rows: one per task.
+        actions: a sentence on which actions were executed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = [COLUMNS, ("---",) * len(COLUMNS), *map(_cells, rows)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     note = (
-        "Sampled actions, the first of each chunk executed. Reward: normalised dense reward per step, mean over "
-        "episodes; ± and brackets: 95% intervals.\n"
-    )
+        f"{actions} Reward: normalised dense reward per step, mean over episodes; ± and brackets: 95% intervals.\n"
+    ).lstrip()
     named = ", ".join(f"{name} {value}" for name, value in settings.items())
-    (folder / "table.md").write_text(f"# {teacher_name}\n\n{note}{named}.\n\n{table}\n")
-    content = {"teacher": teacher_name, "settings": settings, "tasks": list(rows)}
+    (folder / "table.md").write_text(f"# {name}\n\n{note}{named}.\n\n{table}\n")
+    content = {"policy": name, "settings": settings, "tasks": list(rows)}
     (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")

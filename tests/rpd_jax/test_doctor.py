@@ -1,6 +1,7 @@
 """The doctor: what it says of this machine, and of broken ones (made by what each check is given)."""
 
 import http.server
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_this_machine_can_train(tmp_path):
     command = [sys.executable, "-m", "rpd_jax.doctor", f"--workdir={tmp_path}", "--hub_seconds=0.1"]
-    outcome = subprocess.run([*command, "--render_seconds=500"], cwd=ROOT, capture_output=True, text=True, timeout=580)
+    outcome = subprocess.run(
+        [*command, "--render_seconds=500"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        env={**os.environ, "COLUMNS": "200"},  # a wide terminal, so that no cell is wrapped
+    )
     assert outcome.returncode == 0, outcome.stdout
     assert "drew one frame of PushCube" in outcome.stdout
     assert outcome.stdout.strip().endswith("Training can start: make train")

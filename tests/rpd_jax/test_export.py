@@ -19,7 +19,9 @@ from rpd_jax.export.policy import ExportedPolicy, export_policy
 from rpd_jax.export.readme import write_readme
 from rpd_jax.export.weights import resize_matrix
 from rpd_jax.networks import ActorCritic
+from rpd_jax.policies import exported_policy, run_policy
 from rpd_jax.run_directory import open_run
+from rpd_jax.tasks import find_task
 from rpd_jax.trained_student import load_student
 
 STATE_DIM = 5
@@ -112,6 +114,17 @@ def test_resizing_is_a_matrix_product(size, new_size):
     # A level that lies between two by rounding errors only may fall on either side.
     assert np.abs(found - np.asarray(resize_frames(frames, new_size), np.float32)).max() <= 1.0
     assert np.mean(found != np.asarray(resize_frames(frames, new_size))) < 0.01
+
+
+def test_a_run_and_its_export_are_evaluated_alike(exported):
+    run, folder = exported
+    policies = run_policy(str(run)), exported_policy(str(folder))
+    frames = policy.example_inputs((40, 40, 3), None, batch=2)["rgb"]
+    task = find_task("PushCube-v1")
+    of_run, of_export = (np.asarray(each.act_on(task)(frames, None, jax.random.key(0))) for each in policies)
+    np.testing.assert_allclose(np.clip(of_run, -1.0, 1.0), of_export, atol=1e-5)
+    for each in policies:
+        assert (each.task, each.env.image_size, each.env.camera.eye_offset[0]) == ("PushCube-v1", 40, 0.0)
 
 
 def test_what_cannot_be_exported_is_told(exported, tmp_path):
