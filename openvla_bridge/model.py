@@ -112,16 +112,17 @@ class OpenVLAModel(nn.Module):
         samples = 1 if greedy else num_samples
         batch = len(prefill.lengths)
         device = prefill.lengths.device
-        logits = prefill.logits[:, None].expand(-1, samples, -1)
+        logits = prefill.logits[:, None].float().clone()
         visible = None
         if samples > 1 or not equal_lengths:
             visible = _visible(prefill, samples, num_tokens - 1)
-        end_token = torch.tensor([self.config.eos_id], device=device)
         tokens, finite = [], torch.ones((), dtype=torch.bool, device=device)
         for step in range(num_tokens):
-            finite = finite & torch.isfinite(logits.amax(-1)).all()
-            allowed = logits.float().index_fill(-1, end_token, -torch.inf)
-            token = allowed.argmax(-1) if greedy else _sample(allowed / temperature, uniforms[:, :, step].T)
+            logits[..., self.config.eos_id] = -torch.inf
+            best, token = logits.max(-1)
+            finite = finite & torch.isfinite(best).all()
+            if not greedy:
+                token = _sample((logits / temperature).expand(-1, samples, -1), uniforms[:, :, step].T)
             tokens.append(token)
             if step + 1 == num_tokens:
                 break
@@ -133,7 +134,7 @@ class OpenVLAModel(nn.Module):
                 past_key_values=prefill.cache,
                 use_cache=True,
             ).last_hidden_state
-            logits = self.language_model.lm_head(hidden)
+            logits = self.language_model.lm_head(hidden).float()
         stacked = torch.stack(tokens, dim=-1).transpose(0, 1)
         return Generated(stacked.expand(num_samples, -1, -1), finite)
 

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,34 +187,52 @@ def measure_peaks(device: torch.device, dtype: torch.dtype, repeats: int) -> tup
 
 
 def profile_transport(frames: int, image_size: int, repeats: int, python: str | None = None) -> dict[str, float]:
-    """Milliseconds to carry frames uint8 [frames, image_size, image_size, 3] to a worker and hear back, and to copy
-    the same bytes in this process: the best of `repeats`, since other work only adds time, taken in turns."""
+    """What it takes to carry frames uint8 [frames, image_size, image_size, 3] to a worker and to hear back.
+
+    The same bytes are copied within this process for comparison, in turns. "_ms" is the best time on the clock, since
+    other work on the machine only adds to it; "_cpu_ms" is the mean processor time of both processes.
+    """
     source = _random_frames(frames, image_size).numpy()
     target = np.empty_like(source)
     worker = WorkerProcess("worker", python=python, request_timeout=60.0)
     try:
         worker.greet()
         worker.attach(RingLayout(SLOTS, frames, image_size, image_size, 1, 7))
-        carried, copied = [], []
-        for number in range(repeats + SLOTS):
-            start = time.perf_counter()
+
+        def carry() -> None:
             worker.submit_echo(source)
             while worker.collect() is None:
                 pass
-            middle = time.perf_counter()
+
+        for _ in range(SLOTS):  # touches each slot's memory
+            carry()
+        times = []
+        worker_cpu = _processor_seconds(worker.process.pid)
+        for _ in range(repeats):
+            start = time.perf_counter(), time.process_time()
+            carry()
+            middle = time.perf_counter(), time.process_time()
             np.copyto(target, source)
-            end = time.perf_counter()
-            if number >= SLOTS:  # each slot's memory was touched once
-                carried.append(middle - start)
-                copied.append(end - middle)
+            end = time.perf_counter(), time.process_time()
+            times.append((middle[0] - start[0], end[0] - middle[0], middle[1] - start[1], end[1] - middle[1]))
+        worker_cpu = _processor_seconds(worker.process.pid) - worker_cpu
     finally:
         worker.close()
+    carried, copied, carried_cpu, copied_cpu = zip(*times, strict=True)
     return {
         "frames": frames,
         "megabytes": source.nbytes / 1e6,
         "transport_ms": 1e3 * min(carried),
         "memcpy_ms": 1e3 * min(copied),
+        "transport_cpu_ms": 1e3 * (statistics.mean(carried_cpu) + worker_cpu / repeats),
+        "memcpy_cpu_ms": 1e3 * statistics.mean(copied_cpu),
     }
+
+
+def _processor_seconds(pid: int) -> float:
+    """Processor time that all threads of a process have had, to the nanosecond."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return 1e-9 * sum(int(file.read_text().split()[0]) for file in files)
 
 
 def profile(
@@ -247,15 +266,11 @@ def _print_tables(rows: list[Row], transport: dict[str, float], title: str) -> N
         shares = ("-" if part is None else f"{part:.1%}" for part in (row.matmul_share, row.bandwidth_share))
         table.add_row(row.path, str(row.batch), f"{row.images_per_second:.1f}", *numbers, *shares)
     console.print(table)
-    ratio = transport["transport_ms"] / transport["memcpy_ms"]
-    table = Table("frames", "MB", "to a worker and back, ms", "memcpy, ms", "ratio", title="Transport")
-    table.add_row(
-        f"{transport['frames']}",
-        f"{transport['megabytes']:.1f}",
-        f"{transport['transport_ms']:.2f}",
-        f"{transport['memcpy_ms']:.2f}",
-        f"{ratio:.2f}",
-    )
+    table = Table("", "to a worker and back, ms", "memcpy, ms", "ratio", title_justify="left")
+    table.title = f"Transport of {transport['frames']} frames, {transport['megabytes']:.1f} MB"
+    for name, kind in (("clock", "ms"), ("processor", "cpu_ms")):
+        carried, copied = transport[f"transport_{kind}"], transport[f"memcpy_{kind}"]
+        table.add_row(name, f"{carried:.2f}", f"{copied:.2f}", f"{carried / copied:.2f}")
     console.print(table)
 
 

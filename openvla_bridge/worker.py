@@ -101,7 +101,7 @@ class Worker:
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._halve_batch(end - begin)
+                self._halve_batch(end - begin, error)
                 continue
             arrays.actions[:samples, begin:end] = actions
             begin, other = end, other + strange
@@ -111,13 +111,14 @@ class Worker:
         """Answers, and does nothing else: what is left of a request is its transport."""
         self._send("done", slot=slot, count=0, seconds=0.0, other_tokens=0)
 
-    def _halve_batch(self, frames: int) -> None:
+    def _halve_batch(self, frames: int, error: BaseException) -> None:
         import torch
 
         if frames == 1:
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BridgeError(
                 f"{self._policy.device} ran out of memory with a single frame: close what else uses it, or set "
-                "teacher.precision='bfloat16'."
+                f"teacher.precision='bfloat16' ({cause})."
             )
         self._batch_size = frames // 2
         if self._policy.device.type == "cuda":
@@ -137,8 +138,8 @@ class Worker:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    # torch has no exception type for host memory.
-    return "DefaultCPUAllocator" in str(error) or "bad_alloc" in str(error)
+    # torch has no exception type for host memory; the last is what oneDNN says.
+    return any(text in str(error) for text in ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive"))
 
 
 def _read(connection: Connection, inbox: queue.SimpleQueue) -> None:
