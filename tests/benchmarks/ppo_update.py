@@ -1,23 +1,27 @@
 """Time of one PPO minibatch (64 frames: forward, backward, Adam) here and in plain PyTorch, on the same data.
 
-    python tests/benchmarks/ppo_update.py [--sizes 64 128] [--threads 1 2] [--encoders nature small]
+    python tests/benchmarks/ppo_update.py [--sizes 64 128] [--threads 1 2] [--encoders nature small] [--rounds 9]
 
-Each cell is measured in a process of its own. The best of several whole updates counts, so that other load on the
-machine matters little; the processor time next to it is that of all threads. One thread of XLA is set by its flags:
-bound to one core by `taskset` it takes 20 times as long.
+Each cell is a process of its own, and the cells take turns, one update each, so that other load on the machine meets
+all of them. Times are those of the best update, on the clock and of the processor (all threads); the ratio to PyTorch
+is the median over the rounds. One thread of XLA is set by its flags: bound to one core by `taskset` it takes 20 times
+as long.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-MINIBATCH, NUM_MINIBATCHES, EPOCHS, REPEATS = 64, 4, 2, 5
+MINIBATCH, NUM_MINIBATCHES, EPOCHS, ROUNDS = 64, 4, 2, 9
 
 
 def make_data(image_size: int) -> dict[str, np.ndarray]:
@@ -89,28 +93,49 @@ def jax_updater(image_size: int, encoder: str):
     return update
 
 
-def measure(backend: str, image_size: int, threads: int) -> dict[str, float]:
-    """Milliseconds per minibatch of the best update: wall clock and processor time."""
+def serve(backend: str, image_size: int, threads: int) -> None:
+    """Runs one update for each line of the input and answers with its milliseconds per minibatch."""
     updater = torch_updater(image_size, threads) if backend == "torch" else jax_updater(image_size, backend)
     updater()
-    wall, processor = [], []
-    for _ in range(REPEATS):
-        wall_start, processor_start = time.perf_counter(), time.process_time()
-        updater()
-        wall.append(time.perf_counter() - wall_start)
-        processor.append(time.process_time() - processor_start)
+    print("ready", flush=True)
     scale = 1000.0 / (EPOCHS * NUM_MINIBATCHES)
-    return {"wall": min(wall) * scale, "processor": min(processor) * scale}
+    for _ in sys.stdin:
+        wall, processor = time.perf_counter(), time.process_time()
+        updater()
+        times = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+        print(json.dumps({name: scale * seconds for name, seconds in times.items()}), flush=True)
 
 
-def measure_in_process(backend: str, image_size: int, threads: int) -> dict[str, float]:
-    """`measure` in a fresh process; two threads are what a machine with two cores gives XLA by itself."""
-    command = [sys.executable, __file__, "--cell", backend, str(image_size), str(threads)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
-    if threads == 1:
-        environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-    return json.loads(output.stdout)
+class Cell:
+    """A process that runs updates when asked; two threads are what a machine with two cores gives XLA by itself."""
+
+    def __init__(self, backend: str, image_size: int, threads: int):
+        command = [sys.executable, __file__, "--cell", backend, str(image_size), str(threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+        if threads == 1:
+            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+        if self._process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"{backend} did not start")
+
+    def update(self) -> dict[str, float]:
+        """Milliseconds per minibatch of one update: wall clock and processor time."""
+        print(file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compare(backends: list[str], image_size: int, threads: int, rounds: int) -> list[list[dict[str, float]]]:
+    """The times of each backend's updates; the backends take turns, so that other load meets all of them."""
+    cells = [Cell(backend, image_size, threads) for backend in backends]
+    turns = [[cell.update() for cell in cells] for _ in range(rounds)]
+    for cell in cells:
+        cell.close()
+    return list(zip(*turns, strict=True))
 
 
 def main():
@@ -118,21 +143,31 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--encoders", nargs="+", default=["nature", "small"])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cell:
         backend, image_size, threads = args.cell
-        print(json.dumps(measure(backend, int(image_size), int(threads))))
+        serve(backend, int(image_size), int(threads))
         return
-    print(f"ms per minibatch of {MINIBATCH} frames: wall (processor)")
-    print(f"{'image':>6} {'threads':>8} {'torch nature':>18}" + "".join(f"{name:>20}" for name in args.encoders))
+    table = Table(
+        "image", "threads", "student", "ms", "CPU ms", "x PyTorch", "x PyTorch, CPU",
+        title=f"A minibatch of {MINIBATCH} frames: forward, backward, Adam", title_justify="left",
+    )  # fmt: skip
     for image_size in args.sizes:
         for threads in args.threads:
-            cells = [measure_in_process(backend, image_size, threads) for backend in ("torch", *args.encoders)]
-            texts = [f"{cell['wall']:.1f} ({cell['processor']:.1f})" for cell in cells]
-            ratio = cells[1]["wall"] / cells[0]["wall"]
-            line = f"{image_size:>6} {threads:>8} {texts[0]:>18}" + "".join(f"{text:>20}" for text in texts[1:])
-            print(f"{line}   {args.encoders[0]}: {ratio:.2f} x PyTorch", flush=True)
+            names = ["torch", *args.encoders]
+            turns = compare(names, image_size, threads, args.rounds)
+            for name, times in zip(names, turns, strict=True):
+                best = {kind: min(time[kind] for time in times) for kind in ("wall", "processor")}
+                pairs = list(zip(times, turns[0], strict=True))
+                ratios = {kind: statistics.median(ours[kind] / torch[kind] for ours, torch in pairs) for kind in best}
+                label = "nature, PyTorch" if name == "torch" else name
+                table.add_row(
+                    str(image_size), str(threads), label, f"{best['wall']:.1f}", f"{best['processor']:.1f}",
+                    f"{ratios['wall']:.2f}", f"{ratios['processor']:.2f}",
+                )  # fmt: skip
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -197,13 +197,18 @@ def test_target_kl_ends_the_update_before_stepping():
 
 def test_nonfinite_numbers_are_named_and_never_reach_the_parameters():
     learner = make_state_learner()
-    for field, name in (("rewards", "rewards"), ("teacher_actions", "teacher_actions"), ("next_value", "pg_loss")):
+    inputs = ("actions", "logprobs", "values", "rewards", "final_values", "teacher_actions")
+    for field, name in [*zip(inputs, inputs, strict=True), ("next_value", "pg_loss")]:
         bad = np.array(getattr(make_rollout(), field))
         bad.ravel()[-1] = np.inf if field == "next_value" else np.nan
-        state, metrics = update(learner, make_rollout(state=STATES, **{field: bad}))
+        rollout = make_rollout(state=STATES, **{field: bad})
+        assert learner.nonfinite_input(rollout) == (name if field in inputs else None)
+        state, metrics = update(learner, rollout)
         assert learner.nonfinite_term(metrics) == name
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
         assert metrics["optimizer_steps"] < 6 and metrics["target_kl_stop"] == 0
+        assert field not in inputs or unchanged(state)
+    assert learner.nonfinite_input(make_rollout(state=STATES)) is None
     state, metrics = update(learner)
     assert learner.nonfinite_term(metrics) is None and not unchanged(state)
 
@@ -216,6 +221,15 @@ def test_teacher_that_repeats_itself_breaks_ppd_unless_its_std_is_floored():
     learner = make_state_learner(**{"algorithm": "ppd", "distill.std_floor": 0.1})
     _, metrics = update(learner, rollout)
     assert learner.nonfinite_term(metrics) is None and metrics["teacher_std_floored"] == 1
+
+
+def test_a_replayed_label_that_is_not_finite_is_named():
+    settings = {"distill.replay": 60, "distill.replay_batch": 60}
+    learner = make_state_learner(**settings)
+    rollout = make_rollout(state=STATES, teacher_actions=np.full((1, 10, 6, 7), np.nan, np.float32))
+    replay = learner.extend_replay(learner.create_replay(7, 10), rollout)
+    state, metrics = update(learner, replay=replay)
+    assert learner.nonfinite_term(metrics) == "replay_loss" and unchanged(state)
 
 
 def test_schedules_change_without_recompilation():

@@ -1,0 +1,41 @@
+"""The update on a CUDA device: the numbers of a CPU, no round trip to the host, no second copy of the parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_learner import EXPECTED, METRICS, make_learner, make_rollout, params_from_torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(jax.default_backend() != "gpu", reason="JAX sees no CUDA device"),
+]
+
+
+def run(learner, permutations):
+    rollout = jax.block_until_ready(jax.device_put(make_rollout()))
+    state = learner.init_from(params_from_torch())
+    key = jax.random.key(0)
+    learner.update(learner.init_from(params_from_torch()), rollout, key, permutations=permutations, per_minibatch=True)
+    with jax.transfer_guard_device_to_host("disallow"):
+        new_state, metrics = learner.update(state, rollout, key, permutations=permutations, per_minibatch=True)
+        jax.block_until_ready(metrics)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params)), "parameters are updated in place"
+    return new_state, metrics
+
+
+def test_update_in_full_precision_equals_expected_numbers():
+    order = jnp.asarray(EXPECTED["permutations"].astype(np.int32))
+    with jax.default_matmul_precision("highest"):
+        _, metrics = run(make_learner(), order)
+    expected = EXPECTED["rpd_mse/minibatch_metrics"]
+    for column, name in enumerate(METRICS):
+        computed = metrics["minibatches"][name]
+        np.testing.assert_allclose(computed, expected[:, column], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_bfloat16_convolutions_stay_close():
+    order = jnp.asarray(EXPECTED["permutations"].astype(np.int32))
+    _, metrics = run(make_learner(**{"student.precision": "bfloat16"}), order)
+    expected = EXPECTED["rpd_mse/minibatch_metrics"][:, METRICS.index("distill_loss")]
+    np.testing.assert_allclose(metrics["minibatches"]["distill_loss"], expected, rtol=0.02)
