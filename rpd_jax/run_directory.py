@@ -11,8 +11,16 @@ from rpd_jax.errors import UserError
 # What may change between two starts of one run without making it another run.
 FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
 FREE_FIELDS += ("log.wandb",)
+FREE_FIELDS += ("teacher.python", "teacher.devices", "teacher.start_timeout", "teacher.request_timeout")
 # Fields that the config.json of an older version does not name, with the value that it stood for.
-_ADDED_FIELDS = {"student.precision": "float32", "teacher.refresh": "rollout", "teacher.dataset": ""}
+_ADDED_FIELDS = {
+    "student.precision": "float32",
+    "teacher.refresh": "rollout",
+    "teacher.dataset": "",
+    "teacher.openvla_checkpoint": "hf://Juelg/openvla-7b-finetuned-maniskill",
+    "teacher.temperature": 0.0,
+    "teacher.batch_size": 32,
+}
 
 
 def open_run(workdir: str | Path, config: ConfigDict) -> Path:
