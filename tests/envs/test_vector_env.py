@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from octo_teacher.demos.experts import EXPERTS
 from rpd_jax.envs.camera_task import frames, make_task_env, states
 from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.maniskill_env import ManiSkillEnv
@@ -32,23 +33,23 @@ def _make(backend, num_envs=1, limit=50, ignore_terminations=False, workers=1, *
     return CpuVectorEnv(_task(**task), num_envs, workers=workers, **common)
 
 
-def _push(state: np.ndarray) -> np.ndarray:
-    """Pushes PushCube's cube to its goal: go behind the cube, then forward. state [N, 35] as ManiSkill orders it."""
-    tool, cube = state[:, 18:21], state[:, 28:31]
-    behind = cube + np.array([-0.07, 0.0, 0.0])
-    error = behind - tool
-    pushing = (np.abs(error[:, 1]) < 0.02) & (np.abs(error[:, 2]) < 0.03) & (error[:, 0] > -0.1)
-    actions = np.zeros((len(state), 7), np.float32)
-    actions[:, :3] = np.clip(error * 10, -1, 1)
-    actions[pushing, 0] = 1.0
-    actions[:, 6] = -1.0
-    return actions
+def _state(obs) -> np.ndarray:
+    return states(obs)[0].numpy()
 
 
-@pytest.fixture(scope="module", params=["cpu", "maniskill"])
+def _expert(env_id: str, states) -> np.ndarray:
+    """The scripted expert's actions [N, 7] in PushCube or PullCube; states [N, 35] as ManiSkill orders them."""
+    poses = [{"tcp": row[18:25], "obj": row[28:35], "fingers": row[7:9]} for row in np.asarray(states)]
+    return np.stack([EXPERTS[env_id].act(pose) for pose in poses])
+
+
+@pytest.fixture(
+    scope="module", params=[("cpu", "PushCube-v1"), ("maniskill", "PushCube-v1"), ("maniskill", "PullCube-v1")]
+)
 def sparse_env(request):
-    env = _make(request.param, reward_mode="sparse")
-    env.backend = request.param
+    backend, env_id = request.param
+    env = _make(backend, reward_mode="sparse", env_id=env_id)
+    env.backend, env.env_id = request.param
     yield env
     env.close()
     env.close()  # closing twice is allowed
@@ -113,27 +114,29 @@ def test_truncation_resets_within_the_step(backend, env_id):
     reference.close()
 
 
-def _push_until_success(env):
+def _run_until_success(env, env_id):
     env.reset(0)
     for length in range(1, 51):
-        step = env.step(_push(np.asarray(env.state)))
+        step = env.step(_expert(env_id, env.state))
         if step.terminated[0]:
             return step, length
         assert float(step.reward[0]) == 0.0
-    raise AssertionError("the push failed")
+    raise AssertionError("the expert failed")
 
 
 def test_success_ends_an_episode_and_pays_once(sparse_env):
-    step, length = _push_until_success(sparse_env)
+    step, length = _run_until_success(sparse_env, sparse_env.env_id)
     assert not step.truncated[0]
     assert step.reward.dtype == np.float32 and float(step.reward[0]) == 1.0
     assert [float(value[0]) for value in step.episode] == [1.0, 1.0, 1.0, length]
 
 
 def test_success_on_the_last_step_terminates_and_truncates(sparse_env):
-    _, needed = _push_until_success(sparse_env)
-    with _make(sparse_env.backend, reward_mode="sparse", limit=needed, max_episode_steps=needed) as env:
-        step, _ = _push_until_success(env)
+    env_id = sparse_env.env_id
+    _, needed = _run_until_success(sparse_env, env_id)
+    task = {"reward_mode": "sparse", "env_id": env_id, "max_episode_steps": needed}
+    with _make(sparse_env.backend, limit=needed, **task) as env:
+        step, _ = _run_until_success(env, env_id)
     assert step.terminated[0] and step.truncated[0]
     assert int(step.episode.length[0]) == needed and float(step.episode.success[0]) == 1.0
 
@@ -162,7 +165,7 @@ def test_ignored_terminations_let_episodes_run_and_count_any_success(backend):
         paid = 0.0
         for count in range(1, 51):
             away = np.array([[-1.0, 0.0, 1.0, 0, 0, 0, -1.0]], np.float32)
-            step = env.step(_push(np.asarray(env.state)) if paid == 0 else away)
+            step = env.step(_expert("PushCube-v1", env.state) if paid == 0 else away)
             paid += float(step.reward[0])
             assert not step.terminated[0]
             assert bool(step.truncated[0]) == (count == 50)
@@ -183,3 +186,32 @@ def test_environments_differ_from_each_other_and_in_every_episode():
         env.reset(1)
         cubes.append(env.state[:, 28:30])
     assert len(np.unique(np.concatenate(cubes).round(4), axis=0)) == 15
+
+
+def test_only_ended_episodes_restart():
+    """Each of three environments goes through its episodes as it does alone."""
+    with _make("cpu", 3, reward_mode="sparse") as env:
+        env.reset(4)
+        steps, trace = [], [env.state]
+        for _ in range(40):
+            steps.append(env.step(_expert("PushCube-v1", env.state)))
+            trace.append(env.state)
+    ends = np.array([step.terminated for step in steps])
+    assert (ends.sum(axis=0) >= 2).all() and (ends.any(axis=1) & ~ends.all(axis=1)).any()
+    length = np.zeros(3, int)
+    for step, before, after in zip(steps, trace[:-1], trace[1:], strict=True):
+        length += 1
+        np.testing.assert_array_equal(step.episode.length, length)
+        joints = np.abs(after - before)[:, :7].max(axis=1)
+        assert (joints[~step.terminated] < 0.3).all(), "an environment that had not ended jumped"
+        assert (np.abs(after[:, 9:16])[step.terminated] == 0).all(), "a new episode begins at rest"
+        length[step.terminated] = 0
+    alone = make_task_env("PushCube-v1", SIZE, mesh_detail=0.07)
+    obs, _ = alone.reset(seed=episode_seed(4, 2))
+    for step, before in zip(steps, trace[:-1], strict=True):
+        np.testing.assert_array_equal(before[2], _state(obs))
+        obs, *_ = alone.step(_expert("PushCube-v1", before)[2])
+        if step.terminated[2]:
+            np.testing.assert_array_equal(step.final_state[2], _state(obs))
+            obs, _ = alone.reset()
+    alone.close()
