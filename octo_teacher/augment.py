@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 _GREY = jnp.array([0.2989, 0.5870, 0.1140])
 
 
-def augment(images: jax.Array, key: jax.Array, config: ConfigDict) -> jax.Array:
+def augment(images: jax.Array, key: jax.Array, config: ConfigDict, geometry: bool = True) -> jax.Array:
     """Augments frames; all frames of one window share their draws.
 
     In this order: random resized crop, random shift, brightness, contrast, saturation, hue.
@@ -18,20 +18,21 @@ def augment(images: jax.Array, key: jax.Array, config: ConfigDict) -> jax.Array:
         config: `crop_scale` (least, greatest fraction of the area kept), `crop_ratio` (least, greatest aspect ratio),
             `shift` (greatest shift in pixels, edges repeated), `brightness` (greatest offset in [0, 1] units),
             `contrast` and `saturation` (least, greatest factor), `hue` (greatest offset in turns).
+        geometry: whether to crop and shift.
 
     Returns:
         uint8 [B, W, H, W, 3].
     """
     keys = jax.random.split(key, images.shape[0])
-    return jax.vmap(lambda window, k: _augment_window(window, k, config))(images, keys)
+    return jax.vmap(lambda window, k: _augment_window(window, k, config, geometry))(images, keys)
 
 
-def _augment_window(window: jax.Array, key: jax.Array, config: ConfigDict) -> jax.Array:
+def _augment_window(window: jax.Array, key: jax.Array, config: ConfigDict, geometry: bool) -> jax.Array:
     crop_key, shift_key, color_key = jax.random.split(key, 3)
     x = window.astype(jnp.float32) / 255.0
-    if tuple(config.crop_scale) != (1.0, 1.0):
+    if geometry and tuple(config.crop_scale) != (1.0, 1.0):
         x = random_resized_crop(x, crop_key, tuple(config.crop_scale), tuple(config.crop_ratio))
-    if config.shift:
+    if geometry and config.shift:
         x = random_shift(x, shift_key, config.shift)
     x = jitter_colors(x, color_key, config.brightness, config.contrast, config.saturation, config.hue)
     return jnp.round(jnp.clip(x, 0.0, 1.0) * 255.0).astype(jnp.uint8)

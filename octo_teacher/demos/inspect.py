@@ -1,81 +1,126 @@
-"""What a demo file holds, as a table and as a picture."""
+"""What a file or folder of demos holds, as tables and as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from octo_teacher.data import Demo, action_statistics, read_maniskill
+from octo_teacher.data.episodes import Demo, action_statistics
+from octo_teacher.data.readers import format_of, read_demos, source_files
 from octo_teacher.demos.episode_files import read_json
 
 ACTION_NAMES = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "gripper")
 _STRIP = 8
 
 
-def inspect_file(path: Path, plot: Path | None = None) -> Path:
-    """Prints what the demo file `path` holds and plots frames and actions to a PNG, whose path is returned.
+def inspect_file(path: Path, plot: Path | None = None, camera: str = "") -> Path:
+    """Prints what demos of any known format hold and plots frames, actions and lengths to a PNG.
+
+    Args:
+        path: an h5 file, or the folder of an RLDS or LeRobot dataset.
+        plot: the PNG; None puts it beside `path`.
+        camera: the dataset's name of the camera; "" as for `read_demos`.
+
+    Returns:
+        The PNG's path.
 
     Raises:
-        UserError: the file is missing or malformed.
+        UserError: the demos are missing or malformed.
     """
-    header = read_json(path)
-    demos = read_maniskill(path, only_successful=False)
-    entries = header["episodes"]
+    path = Path(path)
+    kind = format_of(path)
+    facts = {"format": kind}
+    success = None
+    if kind == "maniskill":
+        header = read_json(path)
+        entries = header["episodes"]
+        success = [entry["success"] for entry in entries if "success" in entry]
+        facts |= {
+            "task": header.get("env_info", {}).get("env_id", "unknown"),
+            "limit of steps": str(header.get("env_info", {}).get("max_episode_steps", "unknown")),
+            "reset seeds": _range([entry["episode_seed"] for entry in entries if "episode_seed" in entry]),
+        }
+    demos, strip, shape = _read(path, camera)
     lengths = np.array([len(demo.actions) for demo in demos])
-    successes = sum(bool(entry.get("success")) for entry in entries)
-    table = Table(title=str(path), show_header=False)
-    for name, value in {
-        "task": header["env_info"]["env_id"],
-        "instruction": demos[0].instruction,
-        "episodes": f"{len(demos)}, {successes} successful",
+    told = sorted({demo.instruction for demo in demos})
+    counts = f"{len(demos)}, {sum(success)} successful" if success else f"{len(demos)}, success not stored"
+    facts |= {
+        "instructions": "; ".join(told[:8]) + (f" and {len(told) - 8} more" if len(told) > 8 else ""),
+        "episodes": counts,
         "steps": f"{lengths.sum()} (episode: {lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f})",
-        "limit of steps": str(header["env_info"].get("max_episode_steps", "unknown")),
-        "frames": f"{demos[0].images.shape[1]}x{demos[0].images.shape[2]}",
-        "size": f"{path.stat().st_size / 1e6:.1f} MB",
-        "reset seeds": _range([entry["episode_seed"] for entry in entries if "episode_seed" in entry]),
-    }.items():
+        "frames": f"{shape[1]}x{shape[0]}",
+        "size": f"{sum(file.stat().st_size for file in source_files(path)) / 1e6:.1f} MB",
+    }
+    table = Table(title=str(path), show_header=False)
+    for name, value in facts.items():
         table.add_row(name, value)
     console = Console()
     console.print(table)
     console.print(_action_table(demos))
-    plot = path.with_suffix(".png") if plot is None else plot
-    _plot(demos, plot)
-    console.print(f"Picture: {plot}")
+    plot = path.with_suffix(".png") if plot is None else Path(plot)
+    _plot(demos, strip, plot, f"{path.name}: {len(demos)} episodes, {lengths.sum()} steps")
+    console.print(f"Picture: {plot}", soft_wrap=True)
     return plot
+
+
+def _read(path: Path, camera: str) -> tuple[list[Demo], tuple[np.ndarray, np.ndarray], tuple[int, int]]:
+    """The demos without frames, evenly spaced frames of one with their step numbers, and the frames' size."""
+    demos, strip, shape = [], None, (0, 0)
+    for demo in read_demos(path, {"primary": camera}, only_successful=False):
+        frames = demo.images["primary"]
+        # The first episode of at least as many steps as frames are shown.
+        if strip is None or len(strip[1]) < _STRIP <= len(frames):
+            steps = np.linspace(0, len(frames) - 1, min(_STRIP, len(frames))).round().astype(int)
+            strip, shape = (frames[steps], steps), frames.shape[1:3]
+        demos.append(Demo({}, demo.actions, demo.instruction))
+    return demos, strip, shape
 
 
 def _range(values: list[int]) -> str:
     return f"{min(values)} to {max(values)}" if values else "unknown"
 
 
-def _action_table(demos: list[Demo]) -> Table:
+def _names(demos: Sequence[Demo]) -> tuple[str, ...]:
+    count = demos[0].actions.shape[1]
+    return ACTION_NAMES if count == len(ACTION_NAMES) else tuple(f"action {i}" for i in range(count))
+
+
+def _action_table(demos: Sequence[Demo]) -> Table:
     statistics = action_statistics(demos)["action"]
     table = Table(title="actions (labels)")
-    for column in ("", *ACTION_NAMES):
+    for column in ("", *_names(demos)):
         table.add_column(column, justify="right")
     for name in ("mean", "std", "min", "p01", "p99", "max"):
         table.add_row(name, *(f"{value:.3f}" for value in statistics[name]))
     return table
 
 
-def _plot(demos: list[Demo], path: Path) -> None:
+def _plot(demos: Sequence[Demo], strip: tuple[np.ndarray, np.ndarray], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 5.5), layout="constrained")
-    grid = figure.add_gridspec(2, 56)
-    demo = demos[len(demos) // 2]
-    steps = np.linspace(0, len(demo.images) - 1, _STRIP).round().astype(int)
-    for column, step in enumerate(steps):
-        axes = figure.add_subplot(grid[0, 7 * column : 7 * column + 7])
-        axes.imshow(demo.images[step])
+    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.5))
+    frames, steps = strip
+    for axes, frame, step in zip(top.subplots(1, _STRIP, squeeze=False)[0], frames, steps, strict=False):
+        axes.imshow(frame)
         axes.set_title(f"step {step}", fontsize=9)
+    for axes in top.axes:
         axes.axis("off")
     actions = np.concatenate([demo.actions for demo in demos])
-    for column, name in enumerate(ACTION_NAMES):
-        axes = figure.add_subplot(grid[1, 8 * column : 8 * column + 8])
-        axes.hist(actions[:, column], bins=40, range=(-1, 1))
+    names = _names(demos)
+    grid = bottom.subplots(2, (len(names) + 2) // 2).ravel()
+    lengths = [len(demo.actions) for demo in demos]
+    grid[0].hist(lengths, bins=np.arange(min(lengths), max(lengths) + 2) - 0.5, color="tab:grey")
+    grid[0].set_title("length of an episode, steps", fontsize=9)
+    for column, name in enumerate(names):
+        axes = grid[column + 1]
+        axes.hist(actions[:, column], bins=40)
         axes.set_title(name, fontsize=9)
-        axes.set_yticks([])
-    figure.suptitle(f"{demo.instruction}: {len(demos)} episodes")
+    for axes in grid[: len(names) + 1]:
+        axes.tick_params(labelsize=7)
+    for axes in grid[len(names) + 1 :]:
+        axes.axis("off")
+    figure.suptitle(title)
     figure.savefig(path, dpi=100)

@@ -2,7 +2,6 @@
 
 import json
 
-import h5py
 import jax
 import numpy as np
 import pytest
@@ -10,55 +9,46 @@ import pytest
 from configs.finetune_octo import get_config
 from octo_teacher.finetune import finetune
 from octo_teacher.octo_model import OctoModel
-from octo_teacher.octo_nano import TOKENS, create_octo_nano
+from octo_teacher.octo_nano import TOKENS
 from octo_teacher.teacher import OctoTeacher
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
-def demos(tmp_path_factory):
-    """Four episodes whose frames are bright where the action's x is positive, dark where it is negative."""
-    path = tmp_path_factory.mktemp("demos") / "demos.h5"
-    rng = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        for index in range(4):
-            actions = np.zeros((6, 7), np.float32)
-            actions[:, 0] = rng.choice([-0.5, 0.5], size=6)
-            frames = np.repeat(np.where(actions[:, 0] > 0, 200, 50).astype(np.uint8), 128 * 128 * 3)
-            frames = np.concatenate([frames.reshape(6, 128, 128, 3), np.zeros((1, 128, 128, 3), np.uint8)])
-            file[f"traj_{index}/actions"] = actions
-            file[f"traj_{index}/obs/sensor_data/human_camera/rgb"] = frames
-    header = {"env_info": {"env_id": "PushCube-v1"}, "episodes": [{"episode_id": i} for i in range(4)]}
-    path.with_suffix(".json").write_text(json.dumps(header))
-    return path
+def settings(micro_octo, bright_demos, tmp_path_factory):
+    """What the runs here share."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {"init": str(micro_octo), "demos": str(bright_demos), "cache": str(cache)}
 
 
-def make_config(path, /, **changes):
+def make_config(settings, /, **changes):
     config = get_config()
-    config.demos = str(path)
     config.held_out = 0.25
     config.batch_size = 4
     config.optimizer.warmup_steps = 1
     config.log_every = 1
     config.steps, config.save_every, config.validate_every = 6, 3, 6
-    config.update(changes)
+    config.update(settings | changes)
     return config
 
 
+def read_log(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def read_losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {line["step"]: line["loss"] for line in read_log(workdir) if "loss" in line}
 
 
 @pytest.fixture(scope="module")
-def finished(demos, tmp_path_factory):
+def finished(settings, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    finetune(make_config(demos), workdir)
+    finetune(make_config(settings), workdir)
     return workdir
 
 
-def test_an_interrupted_run_has_the_losses_of_an_uninterrupted_one(demos, finished, tmp_path, monkeypatch):
+def test_an_interrupted_run_has_the_losses_of_an_uninterrupted_one(settings, finished, tmp_path, monkeypatch):
     import octo_teacher.finetune as module
 
     log, killed = module._log, []
@@ -71,8 +61,8 @@ def test_an_interrupted_run_has_the_losses_of_an_uninterrupted_one(demos, finish
 
     monkeypatch.setattr(module, "_log", kill_after_four)
     with pytest.raises(RuntimeError, match="killed"):
-        finetune(make_config(demos), tmp_path)
-    finetune(make_config(demos), tmp_path)  # from the checkpoint of step 3
+        finetune(make_config(settings), tmp_path)
+    finetune(make_config(settings), tmp_path)  # from the checkpoint of step 3
     losses, expected = read_losses(tmp_path), read_losses(finished)
     assert list(losses) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
@@ -83,7 +73,7 @@ def test_an_interrupted_run_has_the_losses_of_an_uninterrupted_one(demos, finish
 
 def test_the_result_loads_as_a_teacher_with_the_demos_statistics(finished):
     teacher = OctoTeacher.load(finished / "model")
-    rgb = np.zeros((2, 128, 128, 3), np.uint8)
+    rgb = np.zeros((2, 32, 32, 3), np.uint8)
     actions = np.asarray(teacher.act(rgb, "push the cube away from the robot base", jax.random.key(0), 3))
     assert actions.shape == (3, 2, 7) and np.abs(actions).max() <= 1.0
     # y, z and rotation never change in the demos, so that whatever the network says is scaled by zero
@@ -92,22 +82,72 @@ def test_the_result_loads_as_a_teacher_with_the_demos_statistics(finished):
     assert statistics["num_trajectories"] == 3 and statistics["num_transitions"] == 18
 
 
-def test_t5_stays_as_it_was_and_the_transformer_and_head_move(finished):
-    config = get_config()
-    before = create_octo_nano(jax.random.key(config.seed), finished / "again").params
-    after = OctoModel.load_pretrained(finished / "model").params
-    moved = jax.tree_util.tree_map_with_path(
-        lambda path, a, b: ("hf_model" in str(path), bool(np.any(np.asarray(a) != np.asarray(b)))), before, after
+def changed_parameters(before, after):
+    """Names of the parameters that differ, and of those that do not."""
+    before, after = (jax.tree_util.tree_leaves_with_path(model.params) for model in (before, after))
+    names = {True: [], False: []}
+    for (path, a), (_, b) in zip(before, after, strict=True):
+        names[bool(np.any(np.asarray(a) != np.asarray(b)))].append(jax.tree_util.keystr(path))
+    return names[True], names[False]
+
+
+def test_t5_stays_as_it_was_and_everything_else_moves(micro_octo, finished):
+    changed, same = changed_parameters(
+        OctoModel.load_pretrained(micro_octo), OctoModel.load_pretrained(finished / "model")
     )
-    leaves = jax.tree_util.tree_leaves_with_path(moved, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    assert not any(changed for _, (is_t5, changed) in leaves if is_t5)
-    still = [jax.tree_util.keystr(path) for path, (is_t5, changed) in leaves if not is_t5 and not changed]
-    # Frames of one colour are zero after the stem's normalisation, so that parts of it get no gradient here.
-    assert [name for name in still if "SmallStem" not in name] == []
+    assert not any("hf_model" in name for name in changed)
+    assert [name for name in same if "hf_model" not in name] == []
 
 
-def test_octo_nano_is_small_and_reads_all_instructions(finished):
-    model = OctoModel.load_pretrained(finished / "model")
+def test_held_out_episodes_are_validated_and_the_waiting_is_measured(finished):
+    log = read_log(finished)
+    validated = [line for line in log if "val_loss" in line]
+    assert [line["step"] for line in validated] == [6] and validated[0]["val_action_mse"] > 0
+    assert all(0.0 <= line["data_wait_share"] <= 1.0 for line in log if "data_wait_share" in line)
+    assert sum("frames_per_second" in line for line in log) == 5  # not of the first step, which compiles
+
+
+def test_another_chunk_window_and_way_of_telling_from_a_checkpoint(settings, finished, tmp_path, capsys):
+    config = make_config(
+        settings,
+        init=str(finished / "model"),
+        mode="head_only",
+        action_horizon=2,
+        window=11,
+        modality="multimodal",
+        precision="bfloat16",
+        accumulate=2,
+        ema=0.5,
+        steps=2,
+    )
+    finetune(config, tmp_path)
+    out = capsys.readouterr().out
+    for note in ("action_horizon 4 -> 2", "window 10 -> 11", "new weights in heads_action"):
+        assert note in out
+    assert "frames/s" in out and "of the time waiting for data" in out
+    model = OctoModel.load_pretrained(tmp_path / "model")
+    goal = np.full((1, 32, 32, 3), 200, np.uint8)
+    observations = {
+        "image_primary": np.zeros((1, 11, 32, 32, 3), np.uint8),
+        "timestep_pad_mask": np.ones((1, 11), bool),
+    }
+    assert model.sample_actions(observations, model.create_tasks(goals={"image_primary": goal})).shape == (1, 2, 7)
+    before, after = (
+        OctoModel.load_pretrained(folder / "model").params["octo_transformer"] for folder in (finished, tmp_path)
+    )
+    resized = {"obs_primary_pos_embedding", "readout_action_pos_embedding", "obs_task_language_pos_embedding"}
+    for name in set(before) - resized:
+        jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
+
+
+@pytest.mark.slow
+def test_octo_nano_from_scratch_is_small_reads_all_instructions_and_is_tried_in_the_simulator(settings, tmp_path):
+    config = make_config(settings, init="scratch", steps=2)
+    config.eval.every, config.eval.episodes, config.eval.num_envs = 2, 1, 1
+    finetune(config, tmp_path)
+    log = read_log(tmp_path)
+    assert [line["step"] for line in log if "success/PushCube-v1" in line] == [2]
+    model = OctoModel.load_pretrained(tmp_path / "model")
     assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) < 3_000_000
     instructions = [task.instruction for task in TASKS.values()]
     ids = model.text_processor.encode(instructions)["input_ids"]
@@ -122,17 +162,23 @@ def test_octo_nano_is_small_and_reads_all_instructions(finished):
     [
         ({"steps": 0}, "config.steps=0"),
         ({"held_out": 1.0}, "config.held_out=1.0"),
-        ({"model": "octo-giant"}, "config.model='octo-giant'"),
+        ({"init": "scratch", "model": "octo-giant"}, "config.model='octo-giant'"),
         ({"demos": "nowhere.h5"}, "nowhere.json is missing"),
         ({"init": "nowhere"}, "no checkpoint folder nowhere"),
+        ({"mode": "tail_only"}, "config.mode='tail_only'"),
+        ({"modality": "smell"}, "config.modality='smell'"),
+        ({"precision": "float8"}, "config.precision='float8'"),
+        ({"batch_size": 3, "accumulate": 2}, "config.batch_size=3 is no multiple of config.accumulate=2"),
+        ({"devices": 99}, "config.devices=99: this machine has"),
+        ({"ema": 1.0}, "config.ema=1.0"),
     ],
 )
-def test_mistakes_are_named(demos, tmp_path, changes, message):
+def test_mistakes_are_named(settings, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        finetune(make_config(demos, **changes), tmp_path)
+        finetune(make_config(settings, **changes), tmp_path)
     assert not (tmp_path / "config.json").exists()
 
 
-def test_a_workdir_of_another_config_is_refused(demos, finished):
+def test_a_workdir_of_another_config_is_refused(settings, finished):
     with pytest.raises(UserError, match="batch_size: 4 there, 8 here"):
-        finetune(make_config(demos, batch_size=8), finished)
+        finetune(make_config(settings, batch_size=8), finished)

@@ -2,20 +2,11 @@
 
 import json
 
-import h5py
 import numpy as np
 import pytest
 
-from octo_teacher.data import (
-    ChunkSource,
-    Demo,
-    action_statistics,
-    normalize_actions,
-    ordered_batches,
-    read_maniskill,
-    split_demos,
-    training_batches,
-)
+from octo_teacher.data.chunks import ChunkSource, ordered_batches, training_batches
+from octo_teacher.data.episodes import Demo, action_statistics, normalize_actions, split_demos
 from rpd_jax.errors import UserError
 
 IDENTITY = {"mean": [0.0] * 7, "std": [1.0] * 7, "mask": [False] * 7}
@@ -25,7 +16,7 @@ def numbered_demo(steps: int, offset: int = 0) -> Demo:
     """Frame t is filled with t + offset; action t is t + offset in every dimension."""
     values = np.arange(steps) + offset
     images = np.broadcast_to(values[:, None, None, None], (steps, 4, 4, 3)).astype(np.uint8)
-    return Demo(images, np.repeat(values[:, None], 7, axis=1).astype(np.float32), f"task {offset}")
+    return Demo({"primary": images}, np.repeat(values[:, None], 7, axis=1).astype(np.float32), f"task {offset}")
 
 
 def test_chunks_and_windows_at_the_ends_of_an_episode():
@@ -48,8 +39,8 @@ def test_chunks_and_windows_at_the_ends_of_an_episode():
 
 
 def test_statistics_of_known_actions():
-    demos = [Demo(np.zeros((2, 1, 1, 3), np.uint8), np.array([[0.0] * 7, [1.0] * 7], np.float32), "")]
-    demos.append(Demo(np.zeros((1, 1, 1, 3), np.uint8), np.array([[2.0] * 7], np.float32), ""))
+    demos = [Demo({}, np.array([[0.0] * 7, [1.0] * 7], np.float32), "")]
+    demos.append(Demo({}, np.array([[2.0] * 7], np.float32), ""))
     statistics = action_statistics(demos)
     assert statistics["num_transitions"] == 3 and statistics["num_trajectories"] == 2
     action = statistics["action"]
@@ -63,7 +54,7 @@ def test_statistics_of_known_actions():
 
 
 def test_an_action_dimension_that_never_changes_is_normalised_to_zero():
-    demos = [Demo(np.zeros((4, 1, 1, 3), np.uint8), np.full((4, 7), 0.25, np.float32), "")]
+    demos = [Demo({}, np.full((4, 7), 0.25, np.float32), "")]
     assert normalize_actions(demos[0].actions, action_statistics(demos)["action"])[:, :6].tolist() == [[0.0] * 6] * 4
 
 
@@ -102,73 +93,39 @@ def test_held_out_episodes_are_whole_and_disjoint():
         split_demos(demos[:1], 0.2, seed=0)
 
 
-def write_file(path, edit=lambda group: None, header=None):
-    with h5py.File(path, "w") as file:
-        group = file.create_group("traj_0")
-        group["actions"] = np.zeros((3, 7), np.float32)
-        group["obs/sensor_data/human_camera/rgb"] = np.zeros((4, 8, 8, 3), np.uint8)
-        edit(group)
-    if header is None:
-        header = {"env_info": {"env_id": "PushCube-v1"}, "episodes": [{"episode_id": 0, "success": True}]}
-    path.with_suffix(".json").write_text(json.dumps(header))
+def test_goals_are_later_frames_of_the_same_episode():
+    source = ChunkSource(
+        [numbered_demo(4), numbered_demo(3, offset=10)], IDENTITY, window=1, horizon=1, modality="image"
+    )
+    rng = np.random.default_rng(0)
+    seen = {index: set() for index in range(len(source))}
+    for index in seen:
+        for _ in range(40):
+            example = source.draw(index, rng)
+            assert example["instruction"] == "" and example["by_image"]
+            seen[index].add(int(example["goal"]["image_primary"][0, 0, 0]))
+    # every later frame, the last one of each episode itself
+    assert seen == {0: {1, 2, 3}, 1: {2, 3}, 2: {3}, 3: {3}, 4: {11, 12}, 5: {12}, 6: {12}}
+    assert source[4]["goal"]["image_primary"][0, 0, 0] == 12
 
 
-def replace(key, value):
-    def edit(group):
-        del group[key]
-        group[key] = value
-
-    return edit
-
-
-RGB = "obs/sensor_data/human_camera/rgb"
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda group: group.__delitem__("actions"), "lacks traj_0/actions"),
-        (lambda group: group.__delitem__("obs"), f"lacks traj_0/{RGB}"),
-        (replace("actions", np.zeros((3, 8), np.float32)), r"traj_0/actions has shape \(3, 8\)"),
-        (replace(RGB, np.zeros((4, 8, 8, 3), np.float32)), f"traj_0/{RGB} is float32"),
-        (replace(RGB, np.zeros((9, 8, 8, 3), np.uint8)), f"traj_0/{RGB} has 9 frames for 3 actions"),
-    ],
-)
-def test_a_malformed_file_is_named_with_the_key(tmp_path, edit, message):
-    path = tmp_path / "demos.h5"
-    write_file(path)
-    assert len(read_maniskill(path)[0].images) == 3
-    write_file(path, edit)
-    with pytest.raises(UserError, match=message) as error:
-        read_maniskill(path)
-    assert str(path) in str(error.value)
+def test_a_multimodal_task_is_told_by_one_of_the_two():
+    source = ChunkSource([numbered_demo(30, offset=1)], IDENTITY, window=1, horizon=1, modality="multimodal")
+    batches = training_batches(source, 30, seed=0)
+    batch = next(batches)
+    by_image = batch["by_image"]
+    assert 5 < by_image.sum() < 25
+    assert [text == "" for text in batch["instruction"]] == by_image.tolist()
+    np.testing.assert_array_equal((batch["goal"]["image_primary"] > 0).all(axis=(1, 2, 3)), by_image)
+    # the draws belong to the position in the stream: a resumed iterator makes the same ones
+    state = batches.get_state()
+    expected = next(batches)
+    resumed = training_batches(source, 30, seed=0)
+    resumed.set_state(state)
+    np.testing.assert_array_equal(next(resumed)["goal"]["image_primary"], expected["goal"]["image_primary"])
+    assert not np.array_equal(expected["by_image"], by_image)
 
 
-def test_a_file_that_is_no_h5_or_has_no_json_is_named(tmp_path):
-    path = tmp_path / "demos.h5"
-    with pytest.raises(UserError, match=r"demos.json is missing"):
-        read_maniskill(path)
-    write_file(path, header={"episodes": []})
-    with pytest.raises(UserError, match=r"demos.json lacks the key 'env_info'"):
-        read_maniskill(path)
-    write_file(path)
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(UserError, match="not a readable h5 file"):
-        read_maniskill(path)
-
-
-def test_failed_and_overlong_episodes_are_left_out_and_frames_resized(tmp_path):
-    path = tmp_path / "demos.h5"
-    write_file(path, replace(RGB, np.full((4, 8, 8, 3), 77, np.uint8)))
-    demo = read_maniskill(path, image_size=4)[0]
-    assert demo.images.shape == (3, 4, 4, 3) and (demo.images == 77).all()
-    header = {"env_info": {"env_id": "PushCube-v1"}, "episodes": [{"episode_id": 0, "success": False}]}
-    write_file(path, header=header)
-    with pytest.raises(UserError, match="no usable episode"):
-        read_maniskill(path)
-    header["env_info"]["max_episode_steps"] = 2
-    header["episodes"][0]["success"] = True
-    write_file(path, header=header)
-    with pytest.raises(UserError, match="no usable episode"):
-        read_maniskill(path)
-    assert len(read_maniskill(path, only_successful=False)) == 1
+def test_an_unknown_modality_is_named():
+    with pytest.raises(UserError, match="modality='smell'"):
+        ChunkSource([numbered_demo(2)], IDENTITY, window=1, horizon=1, modality="smell")

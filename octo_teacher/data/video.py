@@ -1,0 +1,64 @@
+"""Frames of video files, read front to back by the ffmpeg that imageio brings."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+from rpd_jax.errors import UserError
+
+
+class FrameReader:
+    """Reads runs of frames of constant rate; consecutive runs of one file cost one pass over it.
+
+    Args:
+        fps: frames per second, which turns seconds into frame numbers.
+    """
+
+    def __init__(self, fps: float):
+        self._fps = fps
+        self._path: Path | None = None
+        self._frames: Iterator = iter(())
+        self._next = 0
+        self._size = (0, 0)
+
+    def read(self, path: Path, start: float, count: int) -> np.ndarray:
+        """Returns the `count` frames from second `start` on, uint8 [count, H, W, 3].
+
+        Raises:
+            UserError: the file is missing, no video, or too short.
+        """
+        first = round(start * self._fps)
+        if path != self._path or first < self._next:
+            self._open(path)
+        frames = []
+        while self._next < first + count:
+            frame = next(self._frames, None)
+            if frame is None:
+                raise UserError(f"{path} has {self._next} frames; {first + count} are needed: copy it again.")
+            if self._next >= first:
+                frames.append(np.frombuffer(frame, np.uint8).reshape(self._size[1], self._size[0], 3))
+            self._next += 1
+        return np.stack(frames)
+
+    def close(self) -> None:
+        """Ends ffmpeg."""
+        if self._path is not None:
+            self._frames.close()
+            self._path = None
+
+    def _open(self, path: Path) -> None:
+        self.close()
+        if not path.is_file():
+            raise UserError(f"{path} is missing: the dataset was not fully copied.")
+        frames = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24", output_params=["-fps_mode", "passthrough"])
+        try:
+            with warnings.catch_warnings():
+                # JAX warns of every fork; this one only starts ffmpeg.
+                warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+                self._size = next(frames)["size"]
+        except (OSError, RuntimeError, StopIteration):
+            raise UserError(f"{path} is not a readable video: copy it again.") from None
+        self._path, self._frames, self._next = path, frames, 0
