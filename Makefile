@@ -6,7 +6,7 @@ CONFIG ?= configs/push_cube_sparse.py
 ARGS ?=
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
-.PHONY: setup train test lint openvla-env
+.PHONY: setup train test lint docs openvla-env
 
 setup: $(VENV)/.ready
 
@@ -35,3 +35,7 @@ openvla-env:
 	.venv-openvla/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-openvla/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement openvla_bridge/requirements.txt
 	.venv-openvla/bin/python -c 'import openvla_bridge.policy'
+
+# The documentation as a site that needs no network: build/site/index.html
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
