@@ -39,7 +39,7 @@ def settings_page() -> str:
     from configs import default
 
     config = default.get_config()
-    profiles = {name: _flatten(profile) for name, profile in config.profiles.to_dict().items()}
+    profiles = {name: _flatten(config.profiles[name].to_dict()) for name in ("paper", "cpu", "cpu_state")}
     source = (ROOT / "configs" / "default.py").read_text()
     lines = [
         "# Settings",
@@ -77,7 +77,7 @@ def errors_page() -> str:
         for path in sorted((ROOT / package).rglob("*.py")):
             messages = list(dict.fromkeys(message for message in error_messages(path) if message))
             if messages:
-                lines += ["", f"## {path.relative_to(ROOT)}", "", *(f"- {message}" for message in messages)]
+                lines += ["", f"## `{path.relative_to(ROOT)}`", "", *(f"- {message}" for message in messages)]
     return "\n".join(lines) + "\n"
 
 
