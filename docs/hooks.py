@@ -51,13 +51,13 @@ def settings_page() -> str:
     part = None
     for field, comment in _commented_fields(source):
         if part != (part := field.split(".")[0] if "." in field else "run"):
-            lines += ["", f"## {part}", "", f"| field | value | {' | '.join(profiles)} | meaning |", "|---" * 6 + "|"]
+            lines += ["", f"## {part}", "", f"| field | meaning | value | {' | '.join(profiles)} |", "|---" * 6 + "|"]
         value = config
         for key in field.split("."):
             value = value[key]
         shown = "" if value is None else _code(value)
         cells = [_code(profile[field]) if field in profile else "" for profile in profiles.values()]
-        lines.append(f"| `{field}` | {' | '.join([shown, *cells])} | {comment.replace('|', 'or')} |")
+        lines.append(f"| `{field}` | {comment.replace('|', 'or')} | {' | '.join([shown, *cells])} |")
     lines += ["", "## Config files", "", "| file | what |", "|---|---|"]
     for path in [*sorted((ROOT / "configs").glob("[a-z]*.py")), *sorted((ROOT / "configs/paper").glob("[a-z]*.py"))]:
         sentence = " ".join(ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].split())
