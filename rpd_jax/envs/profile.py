@@ -22,6 +22,7 @@ import time
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -191,7 +192,7 @@ def _task_args(task: str, image_size: int, mesh_detail: float) -> dict:
 
 def _table(title: str, rows: list[dict[str, float]]) -> Table:
     headings = [_HEADINGS.get(name, name.removesuffix("_ms")) for name in rows[0]]
-    table = Table(*headings, title=title, title_justify="left", pad_edge=False)
+    table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     for row in rows:
         table.add_row(*(_cell(name, value) for name, value in row.items()))
     return table
