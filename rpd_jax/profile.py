@@ -1,0 +1,211 @@
+r"""Where an iteration's time goes and what bounds it.
+
+    python -m rpd_jax.profile --config=configs/push_cube_sparse.py [--iterations=2] [--config.FIELD=VALUE ...]
+
+Runs a few iterations as train.py would, with a fresh student and without a run directory. The time in which the
+environments simulate and draw is split into waiting for them and the student's own forward passes. `cores` is the
+processor time per second, of this process and of the environments' workers: on a machine with other load it tells
+whether a stage computes or waits. The update's arithmetic is compared with the device's rate in large matrix products.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+# As in train.py: JAX shares the GPU with the simulator.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.table import Table
+
+from rpd_jax import profiles, rollout
+from rpd_jax.command_line import read_config, run_command
+from rpd_jax.envs.factory import make_vector_env
+from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.learner import Learner
+from rpd_jax.networks import ActorCritic
+from rpd_jax.tasks import find_task
+from rpd_jax.teachers import load_teacher
+
+STAGES = ("simulate+render", "student acts", "label", "update")
+_BUSY = 0.7  # of the cores that could work: from here on a stage is bound by them
+
+
+class TimedEnvs:
+    """Environments whose `step` counts its seconds; all else is theirs."""
+
+    def __init__(self, envs: VectorEnv):
+        self._envs = envs
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str):
+        return getattr(self._envs, name)
+
+    def step(self, actions):
+        """Waits for the student's action first, so that only the environments' time is counted."""
+        actions = np.asarray(actions) if jax.default_backend() == "cpu" else jax.block_until_ready(actions)
+        start = time.perf_counter()
+        step = self._envs.step(actions)
+        self.seconds += time.perf_counter() - start
+        return step
+
+
+class StageTimes:
+    """Seconds on the clock, and of the processor, of this process and of `pids`, by stage."""
+
+    def __init__(self, pids: list[int]):
+        self._pids = pids
+        self.clock = dict.fromkeys(STAGES, 0.0)
+        self.processor = dict.fromkeys(STAGES, 0.0)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the `with` block to `name`."""
+        start = time.perf_counter(), self._processor_seconds()
+        yield
+        self.clock[name] += time.perf_counter() - start[0]
+        self.processor[name] += self._processor_seconds() - start[1]
+
+    def cores(self, name: str) -> float:
+        """Cores that were busy in a stage; the student acts within that of the environments."""
+        seconds = self.clock[name] + (self.clock["student acts"] if name == "simulate+render" else 0.0)
+        return self.processor[name] / seconds if seconds else 0.0
+
+    def _processor_seconds(self) -> float:
+        return time.process_time() + sum(map(_processor_seconds_of, self._pids))
+
+
+def _processor_seconds_of(pid: int) -> float:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
+    """Runs 1 + `iterations` iterations of a resolved config and measures all but the first, which compiles."""
+    with contextlib.ExitStack() as stack:
+        learner = Learner(ActorCritic.from_config(config.student), config)
+        teacher = load_teacher(config) if learner.num_samples else None
+        if teacher:
+            stack.callback(teacher.close)
+        envs = TimedEnvs(stack.enter_context(make_vector_env(config.env)))
+        instruction = config.teacher.instruction or find_task(config.env.task).instruction
+        position = rollout.start(envs, 0)
+        state = learner.init(jax.random.key(config.seed), position.rgb, position.state)
+        replay = learner.create_replay(envs.action_dim, envs.state_dim)
+        for iteration in range(1 + iterations):
+            if iteration < 2:
+                times, envs.seconds = StageTimes(getattr(envs, "worker_pids", [])), 0.0
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), iteration), 3)
+            with times.stage("simulate+render"):
+                frames, position, _ = rollout.collect(
+                    envs, learner, state.params, position, config.ppo.rollout_steps, keys[0]
+                )
+                jax.block_until_ready(frames)
+            times.clock["student acts"] += times.clock["simulate+render"] - envs.seconds
+            times.clock["simulate+render"] = envs.seconds
+            with times.stage("label"):
+                if teacher:
+                    averaged, sets = config.distill.averaged, learner.label_sets
+                    frames = rollout.label(frames, teacher, instruction, keys[1], learner.num_samples, averaged, sets)
+                    jax.block_until_ready(frames.teacher_actions)
+            with times.stage("update"):
+                if teacher:
+                    replay = learner.extend_replay(replay, frames)
+                state, metrics = learner.update(state, frames, keys[2], replay=replay)
+                jax.block_until_ready(metrics)
+    return times, learner
+
+
+def update_flops(config: ConfigDict, learner: Learner) -> float:
+    """Floating point operations of all forward and backward passes of an update that no target KL ends early."""
+    network, ppo = learner.network, config.ppo
+    rgb = jnp.zeros((1, network.image_size, network.image_size, 3), jnp.uint8) if network.sees_frames else None
+    state = jnp.zeros((1, 32)) if network.sees_state else None
+    params = jax.eval_shape(network.init, jax.random.key(0), rgb, state)
+
+    def loss(params):
+        mean, _, value = network.apply(params, rgb, state)
+        return mean.sum() + value.sum()
+
+    # Of one frame: XLA counts the body of a loop over frames once.
+    per_frame = jax.jit(jax.grad(loss)).lower(params).cost_analysis()["flops"]
+    frames = config.env.num_envs * ppo.rollout_steps
+    if learner.uses_replay:
+        frames += ppo.num_minibatches * config.distill.replay_batch
+    return ppo.update_epochs * frames * per_frame
+
+
+def matmul_rate() -> float:
+    """Floating point operations per second of one large float32 matrix product."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def bound(config: ConfigDict, times: StageTimes, matmul_share: float) -> str:
+    """One sentence: the longest stage, and what it waits for."""
+    total = sum(times.clock.values())
+    name = max(times.clock, key=times.clock.get)
+    seconds = times.clock[name]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    busy = times.cores(name)
+    on_cpu = name == "simulate+render" or jax.default_backend() == "cpu"
+    usable = min(cores, config.env.workers or cores, config.env.num_envs) if name == "simulate+render" else cores
+    if not on_cpu:
+        cause = "the accelerator"
+    elif busy >= _BUSY * usable:
+        cause = f"arithmetic: it keeps {busy:.1f} of {usable} cores busy"
+    elif name == "update" and matmul_share >= 0.5:
+        cause = "arithmetic"
+    else:
+        cause = (
+            f"waiting: only {busy:.1f} of {usable} cores work; look for other load on this machine, or for small steps"
+        )
+    if name == "update":
+        cause += f", at {matmul_share:.0%} of the rate of large matrix products"
+    return f"{seconds / total:.0%} of an iteration is {name}, bound by {cause}."
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: a file of configs/.")
+_ITERATIONS = flags.DEFINE_integer("iterations", 1, "Iterations to measure, after one that compiles.", lower_bound=1)
+
+
+def main() -> None:
+    config = profiles.resolve(read_config(_CONFIG))
+    times, learner = measure(config, _ITERATIONS.value)
+    iterations = _ITERATIONS.value
+    share = update_flops(config, learner) * iterations / times.clock["update"] / matmul_rate()
+    total, batch = sum(times.clock.values()), config.env.num_envs * config.ppo.rollout_steps
+    device = jax.devices()[0].device_kind
+    title = f"An iteration of {batch} frames, profile {config.profile}, {os.cpu_count()} cores, {device}"
+    table = Table("stage", "s", "share", "frames/s", "cores", title=title, title_justify="left")
+    for name in STAGES:
+        seconds = times.clock[name] / iterations
+        cores = "" if name == "student acts" else f"{times.cores(name):.2f}"
+        rate = f"{batch / seconds:.0f}" if seconds > 1e-3 else ""
+        table.add_row(name, f"{seconds:.2f}", f"{times.clock[name] / total:.1%}", rate, cores)
+    table.add_row("total", f"{total / iterations:.2f}", "100.0%", f"{batch * iterations / total:.0f}", "")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(bound(config, times, share), markup=False)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    run_command(main)
