@@ -51,8 +51,14 @@ class DemoFile:
         self._entries = entries
 
     @classmethod
-    def open_for_append(cls, path: Path, env_info: dict, camera_info: dict) -> "DemoFile":
+    def open_for_append(cls, path: Path, env_info: dict, camera_info: dict, source: dict) -> "DemoFile":
         """Opens a demo file, or starts one; takes over the parts that a killed recording has left.
+
+        Args:
+            path: the h5 file.
+            env_info: "env_id", "env_kwargs", "max_episode_steps", as in ManiSkill's json.
+            camera_info: how the frames are drawn.
+            source: "source_type" and "source_desc", as in ManiSkill's json.
 
         Raises:
             UserError: the file is broken, or was recorded with other options.
@@ -63,8 +69,7 @@ class DemoFile:
         header = {
             "env_info": env_info,
             CAMERA: camera_info,
-            "source_type": "scripted",
-            "source_desc": "closed-loop experts on privileged poses; actions are labels, executed_actions were played",
+            **source,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():

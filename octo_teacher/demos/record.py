@@ -6,18 +6,23 @@ the labels stay clean (Laskey et al. 2017, "DART: Noise Injection for Robust Imi
 """
 
 import dataclasses
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.experts import find_expert, read_poses
+from octo_teacher.demos.parallel import in_order
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import find_task
+
+SOURCE = {
+    "source_type": "scripted",
+    "source_desc": "closed-loop experts on privileged poses; actions are labels, executed_actions were played",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +72,14 @@ def record(recording: Recording, on_episode: Callable[[int, int, Episode], None]
         raise UserError(f"--episodes={recording.episodes} is not a positive number of episodes.")
     if recording.noise < 0:
         raise UserError(f"--noise={recording.noise} is negative: it is a standard deviation in action units.")
-    demos = DemoFile.open_for_append(recording.output, _env_info(recording), _camera_info(recording))
+    demos = DemoFile.open_for_append(recording.output, _env_info(recording), _camera_info(recording), SOURCE)
     try:
         stored = len(demos)
         if stored < recording.episodes:
             first_seed = max(recording.seed, demos.last_seed() + 1)
-            for tried, episode in enumerate(_play_in_order(recording, first_seed), start=1):
+            # seeds first_seed, first_seed + 1, ... until there are enough
+            played = in_order(partial(_player, recording), first_seed, workers=recording.workers)
+            for tried, episode in enumerate(played, start=1):
                 if episode.success or recording.keep_failures:
                     demos.add(episode)
                     stored += 1
@@ -103,65 +110,14 @@ def _camera_info(recording: Recording) -> dict:
     return {"image_size": recording.image_size, "mesh_detail": recording.mesh_detail}
 
 
-def _play_in_order(recording: Recording, first_seed: int) -> Iterator[Episode]:
-    """Yields the episodes of seeds first_seed, first_seed + 1, ... in this order, played by worker processes."""
-    context = multiprocessing.get_context("spawn")
-    count = recording.workers or os.cpu_count() or 1
-    seeds, results = context.Queue(), context.Queue()
-    workers = [context.Process(target=_work, args=(recording, seeds, results), daemon=True) for _ in range(count)]
-    for worker in workers:
-        worker.start()
-    try:
-        next_seed, wanted, early = first_seed, first_seed, {}
-        while True:
-            while next_seed < wanted + 2 * count + len(early):
-                seeds.put(next_seed)
-                next_seed += 1
-            while wanted not in early:
-                seed, result = _wait_for(results, workers)
-                early[seed] = result
-            yield early.pop(wanted)
-            wanted += 1
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
-
-
-def _wait_for(results, workers) -> tuple[int, Episode]:
-    while True:
-        try:
-            seed, result = results.get(timeout=1.0)
-        except multiprocessing.queues.Empty:
-            for worker in workers:
-                if worker.exitcode not in (None, 0):
-                    raise UserError(
-                        f"A recording process died with exit code {worker.exitcode} (its own message is above): "
-                        "run the same command again to continue."
-                    ) from None
-            continue
-        if isinstance(result, UserError):
-            raise result
-        return seed, result
-
-
-def _work(recording: Recording, seeds, results) -> None:
-    import torch
-
+def _player(recording: Recording) -> Callable[[int], Episode]:
+    """Makes the environment and returns seed -> episode; called in a worker process."""
     from rpd_jax.envs.camera_task import make_task_env
 
-    torch.set_num_threads(1)
-    try:
-        env = make_task_env(
-            recording.task, recording.image_size, "sparse", mesh_detail=recording.mesh_detail, with_state=False
-        )
-    except UserError as error:
-        results.put((-1, error))
-        return
-    while True:
-        seed = seeds.get()
-        results.put((seed, play_episode(env, recording.task, seed, recording.noise)))
+    env = make_task_env(
+        recording.task, recording.image_size, "sparse", mesh_detail=recording.mesh_detail, with_state=False
+    )
+    return lambda seed: play_episode(env, recording.task, seed, recording.noise)
 
 
 def play_episode(env, task: str, seed: int, noise: float = 0.0) -> Episode:
@@ -174,7 +130,7 @@ def play_episode(env, task: str, seed: int, noise: float = 0.0) -> Episode:
     started = time.perf_counter()
     # PhysX carries solver state from one episode into the next; a rebuilt scene makes the seed alone decide.
     obs, _ = env.reset(seed=seed, options={"reconfigure": True})
-    rgb, states = [_to_rgb(frames(obs))], [_to_numpy(env.unwrapped.get_state_dict())]
+    rgb, states = [to_rgb(frames(obs))], [_to_numpy(env.unwrapped.get_state_dict())]
     actions, executed, rewards, success, terminated, truncated = [], [], [], [], [], []
     while True:
         action = expert.act(read_poses(env, expert))
@@ -188,7 +144,7 @@ def play_episode(env, task: str, seed: int, noise: float = 0.0) -> Episode:
         success.append(bool(info["success"]))
         terminated.append(bool(term))
         truncated.append(bool(trunc))
-        rgb.append(_to_rgb(frames(obs)))
+        rgb.append(to_rgb(frames(obs)))
         states.append(_to_numpy(env.unwrapped.get_state_dict()))
         if terminated[-1] or truncated[-1]:
             break
@@ -210,7 +166,8 @@ def play_episode(env, task: str, seed: int, noise: float = 0.0) -> Episode:
     )
 
 
-def _to_rgb(frame) -> np.ndarray:
+def to_rgb(frame) -> np.ndarray:
+    """A copy of the frame uint8 [1, H, W, 4] of one environment, without alpha: uint8 [H, W, 3]."""
     return frame[0, ..., :3].cpu().numpy().copy()
 
 

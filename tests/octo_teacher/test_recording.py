@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from octo_teacher.data import read_maniskill
+from octo_teacher.data.maniskill import read_maniskill
 from octo_teacher.demos.__main__ import main
 from octo_teacher.demos.episode_files import CAMERA, DemoFile, Episode
 from octo_teacher.demos.record import Recording, record
@@ -20,6 +20,7 @@ from rpd_jax.errors import UserError
 
 ENV_INFO = {"env_id": "PushCube-v1", "env_kwargs": {"control_mode": "pd_ee_delta_pose"}, "max_episode_steps": 50}
 CAMERA_INFO = {"image_size": 8, "mesh_detail": 1.0}
+SOURCE = {"source_type": "test", "source_desc": ""}
 
 
 def fake_episode(seed: int, steps: int = 3) -> Episode:
@@ -100,32 +101,32 @@ def test_a_file_of_other_options_is_not_extended(recorded, capsys):
 
 def test_episodes_survive_a_kill_before_they_are_merged(tmp_path):
     path = tmp_path / "demos.h5"
-    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO)
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
     demos.add(fake_episode(0))
     demos.merge()
-    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO)
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
     demos.add(fake_episode(1))
     (tmp_path / "demos.parts" / "2.tmp").write_bytes(b"half an episode")
     del demos  # killed: nothing merged
-    again = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO)
+    again = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
     assert len(again) == 2 and again.last_seed() == 1
     again.add(fake_episode(7))
     again.merge()
-    demos = read_maniskill(path)
+    demos = list(read_maniskill(path))
     assert [len(demo.actions) for demo in demos] == [3, 3, 3]
-    np.testing.assert_array_equal(demos[2].images, fake_episode(7).rgb[:3])
+    np.testing.assert_array_equal(demos[2].images["primary"], fake_episode(7).rgb[:3])
     assert not (tmp_path / "demos.parts").exists()
 
 
 def test_the_json_is_restored_from_the_h5(tmp_path):
     path = tmp_path / "demos.h5"
-    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO)
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
     demos.add(fake_episode(0))
     demos.merge()
     before = path.with_suffix(".json").read_text()
     outdated = json.loads(before) | {"episodes": []}
     path.with_suffix(".json").write_text(json.dumps(outdated))
-    DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO).merge()
+    DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE).merge()
     assert path.with_suffix(".json").read_text() == before
 
 
@@ -141,14 +142,14 @@ def test_a_killed_recording_continues(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert len(read_maniskill(path)) == 4
+    assert len(list(read_maniskill(path))) == 4
     seeds = [entry["episode_seed"] for entry in json.loads(path.with_suffix(".json").read_text())["episodes"]]
     assert seeds == sorted(set(seeds))
 
 
 def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(UserError, match="must be named"):
-        DemoFile.open_for_append(tmp_path / "demos.zip", ENV_INFO, CAMERA_INFO)
+        DemoFile.open_for_append(tmp_path / "demos.zip", ENV_INFO, CAMERA_INFO, SOURCE)
     with pytest.raises(UserError, match="no scripted expert"):
         record(Recording("PokeCube-v1", 1, tmp_path / "a.h5"))
     with pytest.raises(UserError, match="--episodes=0"):

@@ -1,0 +1,90 @@
+"""Numbered pieces of work in worker processes, results in the order of their numbers."""
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rpd_jax.errors import UserError
+
+# How long a worker waits before it looks whether its parent still lives, seconds.
+_PATIENCE = 5.0
+
+
+def in_order(
+    prepare: Callable[[], Callable[[int], Any]], first: int, last: int | None = None, workers: int | None = None
+) -> Iterator[Any]:
+    """Yields f(first), f(first + 1), ... computed by worker processes, whatever order they finish in.
+
+    Args:
+        prepare: makes f; called once in each worker, which is spawned, so that it must be picklable.
+        first, last: the numbers; without end if `last` is None.
+        workers: processes; None for one per core.
+
+    Raises:
+        UserError: raised by `prepare` or f, or a worker died.
+    """
+    context = multiprocessing.get_context("spawn")
+    count = workers or os.cpu_count() or 1
+    numbers, results = context.Queue(), context.Queue()
+    processes = [context.Process(target=_work, args=(prepare, numbers, results), daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    try:
+        sent, wanted, early = first, first, {}
+        while last is None or wanted <= last:
+            while sent < wanted + 2 * count + len(early) and (last is None or sent <= last):
+                numbers.put(sent)
+                sent += 1
+            while wanted not in early:
+                number, result = _wait_for(results, processes)
+                early[number] = result
+            yield early.pop(wanted)
+            wanted += 1
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _wait_for(results, processes) -> tuple[int, Any]:
+    while True:
+        try:
+            number, result = results.get(timeout=1.0)
+        except queue.Empty:
+            for process in processes:
+                if process.exitcode not in (None, 0):
+                    raise UserError(
+                        f"A worker process died with exit code {process.exitcode} (its own message is above): "
+                        "run the same command again to continue."
+                    ) from None
+            continue
+        if isinstance(result, UserError):
+            raise result
+        return number, result
+
+
+def _work(prepare, numbers, results) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        function = prepare()
+    except UserError as error:
+        results.put((-1, error))
+        return
+    while True:
+        try:
+            number = numbers.get(timeout=_PATIENCE)
+        except queue.Empty:
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():
+                results.cancel_join_thread()  # nobody will read what is still in it
+                return
+            continue
+        try:
+            results.put((number, function(number)))
+        except UserError as error:
+            results.put((number, error))

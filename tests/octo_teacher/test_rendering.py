@@ -1,0 +1,92 @@
+"""Demos are drawn again from their states: the same frames through the same camera, others from elsewhere."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from octo_teacher.demos.__main__ import main
+from octo_teacher.demos.episode_files import CAMERA
+from octo_teacher.demos.render import Rendering, render
+from rpd_jax.errors import UserError
+
+RGB = f"obs/sensor_data/{CAMERA}/rgb"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Two episodes of PickCube, whose goal is seen only by the human camera."""
+    path = tmp_path_factory.mktemp("demos") / "pick.h5"
+    command = ["record", "--task", "PickCube-v1", "--image-size", "32", "--mesh-detail", "0.15", "--workers", "1"]
+    assert main([*command, "--episodes", "2", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def bare(recorded, tmp_path):
+    """The same demos as ManiSkill's own look: no frames, and only its keys."""
+    path = tmp_path / "bare.h5"
+    with h5py.File(recorded) as source, h5py.File(path, "w") as file:
+        for name in source:
+            for key in ("actions", "env_states", "success", "terminated", "truncated"):
+                source.copy(f"{name}/{key}", file.require_group(name))
+            file[name].create_group("obs")
+    shutil.copyfile(recorded.with_suffix(".json"), path.with_suffix(".json"))
+    return path
+
+
+@pytest.mark.slow
+def test_the_frames_are_those_of_the_recording_and_move_with_the_camera(recorded, bare, tmp_path):
+    command = ["render", str(bare), "--image-size", "32", "--mesh-detail", "0.15", "--workers", "1"]
+    same, moved = tmp_path / "same.h5", tmp_path / "moved.h5"
+    assert main([*command, "-o", str(same)]) == 0
+    assert main([*command, "-o", str(moved), "--episodes", "1", "--eye-offset", "0.2", "0", "0"]) == 0
+    with h5py.File(recorded) as expected, h5py.File(same) as found, h5py.File(moved) as other:
+        assert sorted(found) == ["traj_0", "traj_1"] and sorted(other) == ["traj_0"]
+        for name in found:
+            frames = expected[name][RGB][:].astype(int)
+            # states are rounded to float32 poses, which may move an edge by a pixel's fraction
+            assert np.abs(found[name][RGB][:] - frames).mean() < 0.2
+            np.testing.assert_array_equal(found[name]["actions"], expected[name]["actions"])
+            np.testing.assert_array_equal(found[name]["success"], expected[name]["success"])
+        frames = expected["traj_0"][RGB][:].astype(int)
+        assert np.abs(other["traj_0"][RGB][:] - frames).mean() > 3
+    header = json.loads(moved.with_suffix(".json").read_text())
+    assert header[CAMERA]["eye_offset"] == [0.2, 0.0, 0.0] and header["source_type"] == "rendered"
+    assert header["episodes"][0]["episode_seed"] == 0
+    # a missing state is found out before anything is drawn wrongly
+    with h5py.File(bare, "a") as file:
+        del file["traj_0/env_states/actors/goal_site"]
+    with pytest.raises(UserError, match=r"bare.h5 lacks traj_0/env_states/actors/goal_site"):
+        render(Rendering(bare, tmp_path / "out.h5", image_size=32, mesh_detail=0.15, workers=1))
+
+
+@pytest.fixture
+def stateless(tmp_path):
+    """A file that is refused before any environment is made."""
+    path = tmp_path / "demos.h5"
+    with h5py.File(path, "w") as file:
+        file["traj_0/actions"] = np.zeros((3, 7), np.float32)
+
+    def write(**entry):
+        header = {"env_info": {"env_id": "PushCube-v1"}, "episodes": [{"episode_id": 0, **entry}]}
+        path.with_suffix(".json").write_text(json.dumps(header))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"control_mode": "pd_joint_pos"}, "traj_0 has control_mode 'pd_joint_pos'"),
+        ({"success": False}, "no successful episode within 50 steps"),
+        ({"episode_id": 4}, "no entry for traj_0"),
+    ],
+)
+def test_unusable_demos_are_named(stateless, tmp_path, entry, message):
+    with pytest.raises(UserError, match=message):
+        render(Rendering(stateless(**entry), tmp_path / "out.h5"))
+    assert not (tmp_path / "out.h5").exists()
