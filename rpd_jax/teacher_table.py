@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.table import Table
+from rich.table import Column, Table
 
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.evaluation import Act, Episodes, run_episodes, write_video
 from rpd_jax.tasks import Task
 from rpd_jax.teachers import Teacher
 
-COLUMNS = ("task", "in training", "success", "95% interval", "mean reward", "mean length", "episodes")
+COLUMNS = ("task", "trained on in the paper", "success", "95% interval", "mean reward", "mean length", "episodes")
 
 
 def measure_task(
@@ -109,7 +109,8 @@ def _cells(row: dict) -> tuple[str, ...]:
 
 def console_table(name: str, rows: Sequence[dict]) -> Table:
     """The rows of `measure_policy` for a terminal."""
-    table = Table(*COLUMNS, title=name)
+    columns = [Column(name, no_wrap=name == "task") for name in COLUMNS]
+    table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*_cells(row))
     return table

@@ -44,8 +44,8 @@ def load_teacher(config: ConfigDict) -> Teacher:
 
         return OctoTeacher.load(
             find_checkpoint(config.teacher.checkpoint),
-            dataset=config.teacher.dataset or None,
-            precision=config.teacher.precision,
+            dataset=config.teacher.get("dataset") or None,
+            precision=config.teacher.get("precision") or "float32",
         )
     if config.teacher.name == "openvla":
         from openvla_bridge.client import OpenVLATeacher
