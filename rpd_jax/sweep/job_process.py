@@ -28,6 +28,7 @@ class JobProcess(submitit.helpers.Checkpointable):
         """A job of the sweep in `folder`."""
         self.job, self.folder = job, folder
         self._pid: int | None = None
+        self._queued_again = False
 
     def __call__(self) -> None:
         """Runs the command to its end; raises RuntimeError if it fails."""
@@ -50,7 +51,8 @@ class JobProcess(submitit.helpers.Checkpointable):
             status = process.wait()
         except BaseException:
             self._stop()
-            write_record(self.folder, self.job, state="stopped")
+            if not self._queued_again:
+                write_record(self.folder, self.job, state="stopped")
             raise
         if status == 0:
             write_record(self.folder, self.job, state="ended")
@@ -62,6 +64,7 @@ class JobProcess(submitit.helpers.Checkpointable):
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit in a signal handler: stops the command and returns what is to be queued again."""
         self._stop()
+        self._queued_again = True
         write_record(self.folder, self.job, state="queued")
         return submitit.helpers.DelayedSubmission(JobProcess(self.job, self.folder))
 

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import os
 import socket
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -23,7 +24,7 @@ FINISHED, RUNNING, QUEUED, STOPPED, FAILED, MISSING = (
     "not started",
 )
 TO_START = (STOPPED, FAILED, MISSING)
-_SLURM_STATES = {"RUNNING": RUNNING, "COMPLETING": RUNNING, "PENDING": QUEUED, "REQUEUED": QUEUED, "READY": QUEUED}
+_RUNNING_STATES = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Status:
 
 def read_status(jobs: Sequence[Job], folder: Path) -> list[Status]:
     """Looks at the files of a sweep's folder, and asks Slurm about the jobs that it was given."""
-    return [_status(job, folder) for job in jobs]
+    in_slurm = any("slurm_job" in (read_record(folder, job) or {}) for job in jobs)
+    slurm = _slurm_states() if in_slurm else {}
+    return [_status(job, folder, slurm) for job in jobs]
 
 
 def status_table(statuses: Sequence[Status], title: str) -> Table:
@@ -50,7 +53,7 @@ def status_table(statuses: Sequence[Status], title: str) -> Table:
     return table
 
 
-def _status(job: Job, folder: Path) -> Status:
+def _status(job: Job, folder: Path, slurm: Mapping[str, str] | None) -> Status:
     workdir = folder / job.name
     if (workdir / "results.json").exists():
         return Status(job, FINISHED, _success(workdir / "results.json"))
@@ -61,7 +64,10 @@ def _status(job: Job, folder: Path) -> Status:
     if record["state"] == "failed":
         return Status(job, FAILED, record["error"])
     if "slurm_job" in record:
-        return Status(job, _SLURM_STATES.get(_slurm_state(folder, record["slurm_job"]), STOPPED), progress)
+        if slurm is None:
+            return Status(job, QUEUED, f"{progress} (Slurm does not answer on this machine)".lstrip())
+        state = slurm.get(record["slurm_job"])
+        return Status(job, STOPPED if state is None else RUNNING if state in _RUNNING_STATES else QUEUED, progress)
     if record["state"] == "running" and _is_running(record, job.name):
         return Status(job, RUNNING, progress)
     return Status(job, STOPPED, progress)
@@ -99,7 +105,11 @@ def _is_running(record: dict, name: str) -> bool:
     return True
 
 
-def _slurm_state(folder: Path, job_id: str) -> str:
-    import submitit
-
-    return submitit.SlurmJob(folder / "submitit", job_id).state.split()[0]
+def _slurm_states() -> dict[str, str] | None:
+    """Job id -> Slurm's state of this user's jobs; None if Slurm cannot be asked. Unlike sacct it needs no database."""
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(line.split() for line in answer.splitlines())

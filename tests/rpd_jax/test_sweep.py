@@ -16,7 +16,7 @@ from rpd_jax.sweep.grid import Job, job_config, load_sweep, training
 from rpd_jax.sweep.hours import estimate
 from rpd_jax.sweep.job_process import write_record
 from rpd_jax.sweep.launch import launch_local, launch_slurm
-from rpd_jax.sweep.status import FAILED, FINISHED, MISSING, RUNNING, STOPPED, read_status
+from rpd_jax.sweep.status import FAILED, FINISHED, MISSING, QUEUED, RUNNING, STOPPED, read_status
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -81,6 +81,19 @@ def test_states_of_jobs(tmp_path):
     assert statuses[0].detail == "success 50% (40% to 60%)"
 
 
+def test_jobs_of_a_slurm_that_cannot_be_asked_are_not_started_twice(tmp_path, monkeypatch):
+    (job,) = training(["push_cube_sparse"], ["ppo"], seeds=1)
+    write_record(tmp_path, job, state="queued", slurm_job="7_0")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
+    assert read_status([job], tmp_path)[0].state == QUEUED
+    squeue = tmp_path / "squeue"  # one that knows job 7
+    squeue.write_text("#!/bin/sh\necho '7_0 RUNNING'\n")
+    squeue.chmod(0o755)
+    assert read_status([job], tmp_path)[0].state == RUNNING
+    squeue.write_text("#!/bin/sh\necho '8_0 RUNNING'\n")
+    assert read_status([job], tmp_path)[0].state == STOPPED
+
+
 def test_hours_come_from_runs_of_the_same_kind(tmp_path):
     from rpd_jax import profiles
 
@@ -99,7 +112,8 @@ def test_hours_come_from_runs_of_the_same_kind(tmp_path):
     assert len(estimate(load_sweep(PAPER / "fig3.py", "paper"), runs).unknown) == 25
 
 
-def test_without_slurm_one_sentence(tmp_path):
+def test_without_slurm_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
     jobs = training(["push_cube_sparse"], ["ppo"], seeds=1)
     with pytest.raises(UserError, match=r"Slurm did not take the jobs .* use --launcher=local"):
         launch_slurm(jobs, tmp_path, 1, 1.0, {})
