@@ -15,6 +15,8 @@ from rpd_jax.sweep.grid import ROOT, Job
 
 # Schedulers kill some 90 seconds after their warning.
 _SECONDS_TO_SAVE = 60.0
+# Of our commands, after SIGINT or SIGTERM.
+_STOPPED_STATUS = 130
 
 
 class JobProcess(submitit.helpers.Checkpointable):
@@ -31,7 +33,7 @@ class JobProcess(submitit.helpers.Checkpointable):
         self._queued_again = False
 
     def __call__(self) -> None:
-        """Runs the command to its end; raises RuntimeError if it fails."""
+        """Runs the command to its end; raises RuntimeError if it fails or is stopped."""
         log = self.folder / "logs" / f"{self.job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         # The scheduler's warning may reach the whole process tree: it is for this process only.
@@ -57,6 +59,9 @@ class JobProcess(submitit.helpers.Checkpointable):
         if status == 0:
             write_record(self.folder, self.job, state="ended")
             return
+        if status == _STOPPED_STATUS:
+            write_record(self.folder, self.job, state="stopped")
+            raise RuntimeError(f"{self.job.name} was stopped")
         error = _last_line(log)
         write_record(self.folder, self.job, state="failed", error=error)
         raise RuntimeError(f"{self.job.name} ended with status {status}: {error}")

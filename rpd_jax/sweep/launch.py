@@ -1,5 +1,7 @@
 """Starts jobs through submitit: a few at a time on this machine, or all as one array of Slurm."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +11,11 @@ import submitit
 from rpd_jax.errors import UserError
 from rpd_jax.sweep.grid import Job
 from rpd_jax.sweep.job_process import JobProcess, read_record, write_record
+from rpd_jax.sweep.status import is_running
 
 # A job is told to save so long before its time limit.
 _WARNING_SECONDS = 90
+_SECONDS_TO_END = 120
 # Requeued so often at most after its time limit; preemptions do not count.
 _MAX_TIMEOUTS = 100
 
@@ -47,15 +51,17 @@ def launch_local(
                 devices = {"gpus_per_node": 1, "visible_gpus": (slot % gpus,)} if gpus else {}
                 warning = min(_WARNING_SECONDS, int(1800 * hours))
                 executor.update_parameters(timeout_min=60 * hours, signal_delay_s=warning, **devices)
+                # Ctrl-C is for this process only, which tells the jobs.
+                previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
                 running[slot] = job, executor.submit(JobProcess(job, folder))
+                signal.signal(signal.SIGINT, previous)
             for slot, (job, handle) in list(running.items()):
                 if handle.done():
                     del running[slot]
                     on_end(job, _error(job, folder, handle))
             time.sleep(0.2)
     except BaseException:
-        for _, handle in running.values():
-            handle.cancel()
+        _stop_all(list(running.values()), folder)
         raise
 
 
@@ -88,6 +94,18 @@ def launch_slurm(jobs: Sequence[Job], folder: Path, parallel: int, hours: float,
         sentence = " ".join(str(error).split())[:300]
         raise UserError(f"Slurm did not take the jobs ({sentence}): mend --slurm, or use --launcher=local.") from error
     return handles[0].job_id.split("_")[0]
+
+
+def _stop_all(running: Sequence[tuple[Job, submitit.Job]], folder: Path) -> None:
+    """Sends SIGTERM to the jobs' commands, and waits for them to save and end."""
+    told, end = set(), time.monotonic() + _SECONDS_TO_END
+    while time.monotonic() < end and not all(handle.done() for _, handle in running):
+        for job, handle in running:
+            record = read_record(folder, job)  # a job that has just been started writes it soon
+            if job.name not in told and not handle.done() and record is not None and is_running(record, job.name):
+                os.kill(record["pid"], signal.SIGTERM)
+                told.add(job.name)
+        time.sleep(0.2)
 
 
 def _error(job: Job, folder: Path, handle: submitit.Job) -> str:

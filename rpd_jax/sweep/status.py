@@ -68,7 +68,7 @@ def _status(job: Job, folder: Path, slurm: Mapping[str, str] | None) -> Status:
             return Status(job, QUEUED, f"{progress} (Slurm does not answer on this machine)".lstrip())
         state = slurm.get(record["slurm_job"])
         return Status(job, STOPPED if state is None else RUNNING if state in _RUNNING_STATES else QUEUED, progress)
-    if record["state"] == "running" and _is_running(record, job.name):
+    if is_running(record, job.name):
         return Status(job, RUNNING, progress)
     return Status(job, STOPPED, progress)
 
@@ -92,7 +92,10 @@ def _progress(workdir: Path) -> str:
     return ""
 
 
-def _is_running(record: dict, name: str) -> bool:
+def is_running(record: dict, name: str) -> bool:
+    """True if the process of a job's record is there, as far as can be seen from this machine."""
+    if record["state"] != "running":
+        return False
     if record["host"] != socket.gethostname():
         return True  # cannot be seen from here; results or a failure will tell
     command = Path(f"/proc/{record['pid']}/cmdline")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,7 +125,6 @@ def test_without_slurm_one_sentence(tmp_path, monkeypatch):
 SCRIPT = """
 import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1].split("=")[1])
-folder.mkdir(exist_ok=True)
 if (folder / "saved").exists():
     (folder / "results.json").write_text("{}")
     sys.exit()
@@ -131,6 +132,7 @@ def save(*_):
     (folder / "saved").write_text("")
     sys.exit(130)
 signal.signal(signal.SIGTERM, save)
+folder.mkdir(exist_ok=True)
 time.sleep(300)
 """
 
@@ -143,6 +145,33 @@ def test_a_job_at_its_time_limit_saves_is_queued_again_and_continues(tmp_path):
     assert ended == [""]
     assert (tmp_path / "long" / "saved").exists()
     assert read_status([job], tmp_path)[0].state == FINISHED
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_the_jobs_save_and_ends_quietly(tmp_path):
+    (tmp_path / "file.py").write_text(
+        f"from rpd_jax.sweep.grid import Job\n\n\ndef get_sweep(scale):\n"
+        f"    return [Job(name, ('-c', {SCRIPT!r}), (), 'workdir') for name in 'ab']\n"
+    )
+    folder = tmp_path / "sweep"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rpd_jax.sweep", str(tmp_path / "file.py"), "--jobs=2", f"-o={folder}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not all((folder / name).is_dir() for name in "ab"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everything in it gets the signal
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert all((folder / name / "saved").exists() for name in "ab")
+    jobs = load_sweep(str(tmp_path / "file.py"), "cpu")
+    assert [status.state for status in read_status(jobs, folder)] == [STOPPED, STOPPED]
 
 
 @pytest.mark.slow
