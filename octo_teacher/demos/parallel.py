@@ -1,5 +1,6 @@
 """Numbered pieces of work in worker processes, results in the order of their numbers."""
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -75,6 +76,8 @@ def _work(prepare, numbers, results) -> None:
     except UserError as error:
         results.put((-1, error))
         return
+    # ManiSkill, whose logger has this name, warns of the same unset pose at every rebuilt scene.
+    logging.getLogger("mani_skill ").setLevel(logging.ERROR)
     while True:
         try:
             number = numbers.get(timeout=_PATIENCE)

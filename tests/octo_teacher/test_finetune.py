@@ -142,7 +142,7 @@ def test_another_chunk_window_and_way_of_telling_from_a_checkpoint(settings, fin
 
 @pytest.mark.slow
 def test_octo_nano_from_scratch_is_small_reads_all_instructions_and_is_tried_in_the_simulator(settings, tmp_path):
-    config = make_config(settings, init="scratch", steps=2)
+    config = make_config(settings, init="scratch", steps=2, held_out=0.0)
     config.eval.every, config.eval.episodes, config.eval.num_envs = 2, 1, 1
     finetune(config, tmp_path)
     log = read_log(tmp_path)
