@@ -75,6 +75,10 @@ def test_interquartile_mean_and_stratified_bootstrap():
     # Of two seeds 0 and 1 a resampled mean is 0, 0.5 or 1, with 1/4 at either end: more than the 2.5% left out.
     wide = statistics.aggregate({"a": [0.0, 1.0]})
     assert (wide["iqm"], wide["low"], wide["high"]) == (0.5, 0.0, 1.0)
+    # What rliable 1.2.0's get_interval_estimates says of aggregate_iqm, with 5000 resamples.
+    scores = {"a": [0.91, 0.86, 0.80], "b": [0.4, 0.62, 0.5], "c": [0.1, 0.0, 0.05]}
+    found = statistics.aggregate(scores)
+    assert [found[name] for name in ("iqm", "low", "high")] == pytest.approx([0.484, 0.42, 0.552], abs=0.005)
     single = statistics.aggregate({"a": [0.3, 0.5], "b": [0.7]})
     assert single["runs"] == 3 and np.isnan(single["low"])
 
