@@ -7,9 +7,18 @@ NAN = float("nan")
 
 def proportional_mib(pid: int) -> float:
     """Returns the MiB of a process, pages shared with others divided among them; NaN where /proc does not tell."""
+    return _smaps_mib(pid, "Pss:")
+
+
+def anonymous_mib(pid: int) -> float:
+    """Returns the MiB that a process has allocated, which other processes do not change; NaN as above."""
+    return _smaps_mib(pid, "Anonymous:")
+
+
+def _smaps_mib(pid: int, field: str) -> float:
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
+            return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
     except (OSError, StopIteration):
         return NAN
 

@@ -10,13 +10,14 @@ import sys
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from rpd_jax.command_line import run_command
 from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.factory import make_vector_env
-from rpd_jax.envs.process_cost import proportional_mib
+from rpd_jax.envs.process_cost import anonymous_mib
 from rpd_jax.envs.vector_env import Step
 from rpd_jax.tasks import TASKS, find_task
 
@@ -31,8 +32,9 @@ _GROWTH = flags.DEFINE_float("growth", 5.0, "MiB per 1,000 steps of a worker tha
 
 
 def main() -> None:
-    columns = ("steps", "episodes", "success", "length", "MiB/worker", "MiB/1,000 steps", "wrong")
-    table = Table("task", *columns, title=f"{_NUM_ENVS.value} environments, random actions, sparse rewards")
+    columns = ("task", "steps", "episodes", "success", "length", "MiB", "growth", "wrong")
+    title = f"{_NUM_ENVS.value} environments, random actions; MiB of a worker, growth in 1,000 of its steps"
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     faults = 0
     for task in [find_task(name) for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value)]:
         config = ConfigDict(
@@ -62,7 +64,7 @@ class Soak:
 
     Attributes:
         wrong: what was seen that must not be.
-        memory: steps and MiB of a worker, from time to time.
+        memory: steps of a worker and the MiB it has allocated, from time to time.
     """
 
     def __init__(self, env: CpuVectorEnv, steps: int, seed: int):
@@ -107,7 +109,7 @@ class Soak:
     def _measure_memory(self, step: int) -> None:
         pids = self.env.worker_pids
         per_worker = step * self.env.num_envs // len(pids)
-        self.memory.append((per_worker, float(np.mean([proportional_mib(pid) for pid in pids]))))
+        self.memory.append((per_worker, float(np.mean([anonymous_mib(pid) for pid in pids]))))
 
     def _check(self, step: Step, rgb, paid, length, done) -> None:
         env, episode = self.env, step.episode
