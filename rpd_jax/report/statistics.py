@@ -68,8 +68,8 @@ def aggregate(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Interquartile mean over all runs of all tasks: "iqm" with 95% bounds "low" and "high", "runs" and "tasks".
 
     The bounds come from the stratified bootstrap (Agarwal et al. 2021): runs are drawn anew within each task. They are
-    NaN where a task has only one run. rliable 1.2, the authors' package, gives the same numbers (a test holds some), but
-    its newest release cannot be imported beside pandas 3, and needs four packages that nothing else here does.
+    NaN where a task has only one run. rliable 1.2, the authors' package, gives the same numbers (a test holds some),
+    but cannot be imported beside pandas 3, and needs four packages that nothing else here does.
 
     Args:
         scores: task -> one score per seed.
