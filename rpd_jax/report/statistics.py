@@ -42,21 +42,22 @@ def steps_to_success(run: Run, threshold: float) -> float:
 
 
 def final_success(series: Series) -> dict[str, float] | None:
-    """Success over the finished runs of a series: "mean", "low", "high" (95%), "seeds", and "over".
+    """Success over the finished runs of a series: "mean" with 95% bounds "low" and "high"; None if no run has finished.
 
-    The interval is that of the mean over seeds (percentile bootstrap); for one seed it is the Wilson interval over its
-    episodes ("over" says which). None if no run has finished.
+    The bounds are the wider ones of two intervals: the percentile bootstrap over seeds, and Wilson's over all episodes,
+    since a few seeds that agree do not tell how many more episodes would have differed.
     """
     finished = [run.results["student"] for run in series.runs if run.results is not None]
     if not finished:
         return None
     scores = [student["success"] for student in finished]
-    if len(scores) == 1:
-        episodes = round(finished[0]["episodes"])
-        low, high = wilson_interval(round(scores[0] * episodes), episodes)
-        return {"mean": scores[0], "low": low, "high": high, "seeds": 1, "over": "episodes"}
-    low, high = bootstrap_interval([scores], np.mean)
-    return {"mean": float(np.mean(scores)), "low": low, "high": high, "seeds": len(scores), "over": "seeds"}
+    episodes = sum(round(student["episodes"]) for student in finished)
+    successes = sum(round(student["success"] * student["episodes"]) for student in finished)
+    low, high = wilson_interval(successes, episodes)
+    if len(scores) > 1:
+        over_seeds = bootstrap_interval([scores], np.mean)
+        low, high = min(low, over_seeds[0]), max(high, over_seeds[1])
+    return {"mean": float(np.mean(scores)), "low": low, "high": high}
 
 
 def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
