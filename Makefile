@@ -22,8 +22,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt setup/system_packages.sh setup/ca
 train: setup
 	$(BIN)/python train.py --config=$(CONFIG) $(ARGS)
 
+# Two at a time: most tests keep one core busy. The tests of one file share what they build.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
