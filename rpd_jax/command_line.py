@@ -1,5 +1,6 @@
 """How every command of the project starts and ends: flags in, one clear sentence out when something is wrong."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -44,6 +45,8 @@ def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
 
 
 def _guarded(main: Callable[..., None], *arguments: list[str]) -> None:
+    # A shell lets what it starts in the background ignore Ctrl-C; here that must always be able to stop and save.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell their inner life at INFO
     try:
         main(*arguments)
