@@ -252,7 +252,8 @@ class CpuVectorEnv:
         while pending and (self.restart_workers or not failures):
             ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                failures |= {worker: WorkerError(worker.describe_silence(timeout)) for worker in pending.values()}
+                mend = "start again" if timeout == self.start_timeout else "raise env.step_timeout"
+                failures |= {worker: WorkerError(worker.describe_silence(timeout, mend)) for worker in pending.values()}
                 break
             for connection in ready:
                 worker = pending.pop(connection)
@@ -328,10 +329,10 @@ class _WorkerProcess:
         output = self._last_output()
         return f"{self.name} {cause}." + (f" Its last output:\n{output}" if output else "")
 
-    def describe_silence(self, timeout: float) -> str:
+    def describe_silence(self, timeout: float, mend: str) -> str:
         message = (
-            f"{self.name} did not answer within {timeout:g} s: the machine is overloaded or the simulator hangs; raise"
-            " env.step_timeout or lower env.num_envs."
+            f"{self.name} did not answer within {timeout:g} s: the machine is overloaded or the simulator hangs; {mend}"
+            " or lower env.num_envs."
         )
         written = os.fstat(self._output.fileno()).st_size
         self.process.send_signal(signal.SIGUSR1)
