@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 from openvla_bridge import protocol
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.ring import RingLayout, create_memory, map_slots
+from rpd_jax.child_process import describe_end
 
 _PROJECT = Path(__file__).resolve().parents[1]
 
@@ -273,18 +273,7 @@ class WorkerProcess:
         raise BridgeError(message)
 
     def _obituary(self) -> str:
-        try:
-            code = self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            code = None
-        if code is None:
-            cause = "closed its connection"
-        elif code < 0:
-            cause = f"was killed by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                cause += " (if memory ran out, set teacher.precision='bfloat16' or lower teacher.batch_size)"
-        else:
-            cause = f"exited with status {code}"
+        cause = describe_end(self.process, "set teacher.precision='bfloat16' or lower teacher.batch_size")
         return f"{self.name} {cause}.{self._tail()}"
 
     def _tail(self, lines: int = 12) -> str:

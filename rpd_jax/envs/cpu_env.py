@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rpd_jax.child_process import describe_end
 from rpd_jax.envs.shared_arrays import SharedArrays, create_memory
 from rpd_jax.envs.vector_env import EpisodeMetrics, Step, episode_seed
 from rpd_jax.errors import UserError
@@ -314,18 +315,7 @@ class _WorkerProcess:
         )
 
     def describe_death(self) -> str:
-        try:
-            code = self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            code = None
-        if code is None:
-            cause = "closed its connection"
-        elif code < 0:
-            cause = f"was killed by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                cause += " (if memory ran out, lower env.num_envs or env.workers)"
-        else:
-            cause = f"exited with status {code}"
+        cause = describe_end(self.process, "lower env.num_envs or env.workers")
         output = self._last_output()
         return f"{self.name} {cause}." + (f" Its last output:\n{output}" if output else "")
 
