@@ -266,15 +266,18 @@ def _summary(config, params, frozen, train_demos, source, held_out_demos, device
 
 def _measure_success(model: OctoModel, config: ConfigDict, console: Console) -> dict[str, float]:
     """Success and mean reward of the model in the simulator, by task."""
-    from rpd_jax.teacher_table import measure_task  # imported late: without evaluation no simulator is needed
+    # Imported late: without evaluation no simulator is needed.
+    from rpd_jax.evaluation import teacher_act
+    from rpd_jax.teacher_table import measure_policy
 
     # To one device: the teacher does not split its batches.
     model = model.replace(params=jax.device_put(model.params, jax.local_devices()[0]))
     teacher, numbers = OctoTeacher(model), {}
     for name in _eval_tasks(config):
-        row = measure_task(
-            teacher,
-            find_task(name),
+        task = find_task(name)
+        row = measure_policy(
+            teacher_act(teacher, task.instruction),
+            task,
             config.eval.episodes,
             config.eval.seed,
             ConfigDict(

@@ -217,9 +217,9 @@ class Labelling:
     peak_bytes: int
 
 
-def profile_labelling(model: OctoModel, precision: str, frames: int, samples: int, dataset: str | None) -> Labelling:
+def profile_labelling(model: OctoModel, precision: str, frames: int, samples: int) -> Labelling:
     """Labels random frames in one call of `OctoTeacher.act`, with the chunk size it chooses itself."""
-    teacher = OctoTeacher(model, precision=precision, dataset=dataset or _any_dataset(model))
+    teacher = OctoTeacher(model, precision=precision, dataset=_any_dataset(model))
     chunk = random_frames(teacher, teacher.chunk_size)
     seconds = median_ms(lambda: teacher.act(chunk, INSTRUCTION, jax.random.key(0), samples), 1)[0] / 1e3
     print(f"{frames} frames: about {seconds * frames / len(chunk):.0f} s", file=sys.stderr, flush=True)
@@ -368,7 +368,7 @@ def main(argv: list[str] | None = None) -> int:
         with jax.profiler.trace(flags.trace) if flags.trace else nullcontext():
             if flags.label:
                 measured = (
-                    profile_labelling(model, precision, flags.label[0], samples, None)
+                    profile_labelling(model, precision, flags.label[0], samples)
                     for precision in flags.precision
                     for samples in flags.samples
                 )

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.teachers import Teacher
 
 # act(rgb uint8 [N, H, W, 3], state float32 [N, D], key) -> actions [N, A]
 Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -37,6 +38,11 @@ class Episodes:
             "length": float(self.length.mean()),
             "episodes": float(len(self.success)),
         }
+
+
+def teacher_act(teacher: Teacher, instruction: str) -> Act:
+    """A teacher's own actions, sampled, the first of each chunk."""
+    return lambda rgb, state, key: teacher.act(rgb, instruction, key)[0]
 
 
 def run_episodes(

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from rpd_jax.evaluation import Act
+from rpd_jax.evaluation import Act, teacher_act
 from rpd_jax.export.policy import ExportedPolicy
 from rpd_jax.networks import ActorCritic
 from rpd_jax.tasks import Task
@@ -45,7 +45,7 @@ def teacher_policy(checkpoint: str) -> Policy:
     teacher = load_teacher(ConfigDict({"teacher": {"name": "octo", "checkpoint": checkpoint}}))
     return Policy(
         name=checkpoint,
-        act_on=lambda task: lambda rgb, state, key: teacher.act(rgb, task.instruction, key)[0],
+        act_on=lambda task: teacher_act(teacher, task.instruction),
         actions=_SAMPLED,
         env=ConfigDict({"image_size": 128, "mesh_detail": 0.15}),
         close=teacher.close,

@@ -11,31 +11,8 @@ from rich.table import Column, Table
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.evaluation import Act, Episodes, run_episodes, write_video
 from rpd_jax.tasks import Task
-from rpd_jax.teachers import Teacher
 
 COLUMNS = ("task", "trained on in the paper", "success", "95% interval", "mean reward", "mean length", "episodes")
-
-
-def measure_task(
-    teacher: Teacher,
-    task: Task,
-    num_episodes: int,
-    seed: int,
-    env_config: ConfigDict,
-    *,
-    video: Path | None = None,
-    on_step: Callable[[int], None] = lambda finished: None,
-) -> dict[str, float | str | bool]:
-    """`measure_policy` of a teacher with sampled actions of `task.instruction`, the first of each chunk executed."""
-    return measure_policy(
-        lambda rgb, state, key: teacher.act(rgb, task.instruction, key)[0],
-        task,
-        num_episodes,
-        seed,
-        env_config,
-        video=video,
-        on_step=on_step,
-    )
 
 
 def measure_policy(

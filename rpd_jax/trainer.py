@@ -250,7 +250,7 @@ class Trainer:
         self.console.say(f"Measuring the teacher over {self.config.teacher.eval_episodes} episodes.")
         episodes = evaluation.run_episodes(
             self.envs,
-            lambda rgb, state, key: self.teacher.act(rgb, self.instruction, key, 1)[0],
+            evaluation.teacher_act(self.teacher, self.instruction),
             self.config.teacher.eval_episodes,
             self._seed("final evaluation"),
             self.config.eval.video_episodes,

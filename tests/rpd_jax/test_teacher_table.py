@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from rpd_jax.evaluation import teacher_act
 from rpd_jax.tasks import find_task
-from rpd_jax.teacher_table import console_table, measure_task, write_tables
+from rpd_jax.teacher_table import console_table, measure_policy, write_tables
 
 
 class StillTeacher:
@@ -24,9 +25,10 @@ class StillTeacher:
 
 def test_a_still_teacher_fails_on_a_held_out_task_and_the_files_say_so(tmp_path):
     teacher, ended = StillTeacher(), []
-    row = measure_task(
-        teacher,
-        find_task("PokeCube-v1"),
+    task = find_task("PokeCube-v1")
+    row = measure_policy(
+        teacher_act(teacher, task.instruction),
+        task,
         num_episodes=2,
         seed=0,
         env_config=ConfigDict({"num_envs": 8, "workers": 1, "image_size": 16, "mesh_detail": 0.15}),
