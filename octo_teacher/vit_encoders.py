@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from rpd_jax.errors import UserError
@@ -24,9 +25,40 @@ def normalize_images(images: jax.Array, kind: str) -> jax.Array:
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolution of x [B, H, W, C] with kernel [kh, kw, C, F] and zero padding on every side."""
+    return (
+        _conv2d_cpu(x, kernel, stride, padding)
+        if jax.default_backend() == "cpu"
+        else _conv2d(x, kernel, stride, padding)
+    )
+
+
+def _conv2d(x, kernel, stride, padding):
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _conv2d_as_product(x, kernel, stride, padding):
+    """The same as one product with the matrix of all that the kernel sees."""
+    height, width, channels, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = (x.shape[1] - height) // stride + 1, (x.shape[2] - width) // stride + 1
+    windows = [
+        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+        for i, j in np.ndindex(height, width)
+    ]
+    seen = jnp.concatenate(windows, axis=-1).reshape(-1, height * width * channels)
+    return (seen @ kernel.reshape(-1, features)).reshape(len(x), rows, columns, features)
+
+
+_conv2d_cpu = jax.custom_vjp(_conv2d, nondiff_argnums=(2, 3))
+_conv2d_cpu.defvjp(
+    lambda x, kernel, stride, padding: (_conv2d(x, kernel, stride, padding), (x, kernel)),
+    # XLA's gradients of convolutions are slow on a CPU; the product's forward pass is not computed here.
+    lambda stride, padding, residuals, grads: jax.vjp(
+        lambda x, kernel: _conv2d_as_product(x, kernel, stride, padding), *residuals
+    )[1](grads),
+)
 
 
 class InputConv(nn.Module):

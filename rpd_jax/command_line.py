@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -13,7 +14,13 @@ from rpd_jax.interruption import Interrupted
 from rpd_jax.usage import HELP_FLAGS, short_usage
 
 
-def run_command(main: Callable[..., None], argv: Sequence[str] | None = None, *, positional: str | None = None) -> None:
+def run_command(
+    main: Callable[..., None],
+    argv: Sequence[str] | None = None,
+    *,
+    positional: str | None = None,
+    default_config: Path | None = None,
+) -> None:
     """Parses absl flags and calls `main`.
 
     Exits with status 2 and one sentence on wrong flags or a UserError, 130 when interrupted, and leaves the stack trace
@@ -23,7 +30,11 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None, *,
         main: called without arguments, or with the list of those that are no flags if `positional` names them.
         argv: of the command; sys.argv if None.
         positional: what the arguments that are no flags are called; at least one is needed then. None: none are taken.
+        default_config: file of the flag --config where the command line gives none. (As a default of the flag itself,
+            ml_collections would read it, and stumble over mistakes in the settings, before flags are parsed.)
     """
+    if default_config and not any(argument.partition("=")[0] in ("--config", "-config") for argument in sys.argv):
+        sys.argv.insert(1, f"--config={default_config}")
     try:
         app.run(
             lambda arguments: _guarded(main, *([arguments[1:]] if positional else [])),

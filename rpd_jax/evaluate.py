@@ -1,23 +1,31 @@
 """Success of a policy on any tasks, with 95% intervals.
 
 python -m rpd_jax.evaluate --teacher=octo-nano-push-cube [--tasks=PushCube-v1,PullCube-v1] [--output=DIR]
+python -m rpd_jax.evaluate --teacher=hf://Juelg/openvla-7b-finetuned-maniskill --config.teacher.name=openvla
 python -m rpd_jax.evaluate --run=runs/push_cube_sparse-rpd_mse-seed0 [--checkpoint=ITERATION]
-python -m rpd_jax.evaluate --policy=policy/
+python -m rpd_jax.evaluate --policy=policy/ [--config.env.camera.eye_offset='(0.0, 0.2, 0.0)']
 
 A teacher's actions are sampled, and the first of each chunk is executed; a student's are its mean. --tasks=all measures
 the eight tasks of the paper's Table I. Without --mesh_detail=1 a teacher sees the robot with 15% of its triangles, as
-the embedded ones know it; a student sees the frames of its run. DIR gets table.md, results.json and a video per task,
-each as soon as it is measured.
+the embedded ones know it; a student sees the frames of its run. --config.teacher.FIELD changes how a teacher is loaded
+and --config.env.FIELD what any policy sees, as in train.py. DIR gets table.md, results.json and a video per task, each
+as soon as it is measured.
 """
 
+import functools
 import os
 
 # As in train.py: a share of the GPU stays free for the simulator.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from absl import flags
+from pathlib import Path
+from typing import Any
 
-from rpd_jax.command_line import run_command
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from rpd_jax.command_line import read_config, run_command
+from rpd_jax.errors import UserError
 
 _TEACHER = flags.DEFINE_string("teacher", None, "A checkpoint's folder or hub address, or embedded name.")
 _RUN = flags.DEFINE_string("run", None, "A run's directory, for its student.")
@@ -33,17 +41,20 @@ _IMAGE_SIZE = flags.DEFINE_integer(
 _MESH_DETAIL = flags.DEFINE_float(
     "mesh_detail", None, "Fraction of the robot's triangles that is drawn; by default the run's or 0.15."
 )
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Says how a teacher is loaded and what it sees; of a student's views only --config.env.FIELD given here counts.",
+)
+_DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "default.py"
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for table.md, results.json and videos; none if not given.")
 
 
 def main() -> None:
-    from pathlib import Path
-
     from ml_collections import ConfigDict
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from rpd_jax.errors import UserError
     from rpd_jax.policies import exported_policy, run_policy, teacher_policy
     from rpd_jax.tasks import TASKS, find_task
     from rpd_jax.teacher_table import console_table, measure_policy, write_tables
@@ -51,6 +62,7 @@ def main() -> None:
     chosen = [flag.name for flag in (_TEACHER, _RUN, _POLICY) if flag.value]
     if len(chosen) > 1:
         raise UserError(f"--{' and --'.join(chosen)} exclude each other: give one of them.")
+    view = _view_changes(of_teacher=chosen in ([], ["teacher"]))
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     if output and output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file: give a folder.")
@@ -60,10 +72,11 @@ def main() -> None:
     elif _POLICY.value:
         policy = exported_policy(_POLICY.value)
     else:
-        policy = teacher_policy(_TEACHER.value or "octo-nano-push-cube")
+        policy = teacher_policy(read_config(_CONFIG), _TEACHER.value)
     tasks = tasks or [find_task(policy.task or "PushCube-v1")]
     settings = {"episodes": _EPISODES.value, "seed": _SEED.value, "num_envs": _NUM_ENVS.value}
     env_config = ConfigDict(policy.env.to_dict())
+    env_config.update_from_flattened_dict(view)
     env_config.num_envs = _NUM_ENVS.value
     for flag in (_IMAGE_SIZE, _MESH_DETAIL):
         if flag.value is not None:
@@ -104,5 +117,22 @@ def main() -> None:
         console.print(f"Written: {output}", markup=False, soft_wrap=True)
 
 
+def _view_changes(of_teacher: bool) -> dict[str, Any]:
+    """The settings `env.*` of the command line by their dotted names without `env.`."""
+    config = read_config(_CONFIG)
+    changes = {}
+    for name in config_flags.get_override_values(flags.FLAGS["config"]):
+        group, _, field = name.partition(".")
+        if group == "env" and field in ("task", "num_envs", "reward_mode"):
+            raise UserError(
+                f"--config.{name} has no effect here: use --tasks and --num_envs; rewards are always dense."
+            )
+        if group == "env":
+            changes[field] = functools.reduce(lambda settings, part: settings[part], name.split("."), config)
+        elif group != "teacher" or not of_teacher:
+            raise UserError(f"--config.{name} has no effect on what is evaluated.")
+    return changes
+
+
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, default_config=_DEFAULT_CONFIG)

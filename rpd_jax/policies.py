@@ -12,7 +12,7 @@ from rpd_jax.evaluation import Act, teacher_act
 from rpd_jax.export.policy import ExportedPolicy
 from rpd_jax.networks import ActorCritic
 from rpd_jax.tasks import Task
-from rpd_jax.teachers import load_teacher
+from rpd_jax.teachers import EMBEDDED_TEACHER, load_teacher
 from rpd_jax.trained_student import load_student
 
 _SAMPLED = "Sampled actions, the first of each chunk executed."
@@ -40,14 +40,26 @@ class Policy:
     close: Callable[[], None] = lambda: None
 
 
-def teacher_policy(checkpoint: str) -> Policy:
-    """An Octo by its folder, hub address or embedded name; raises UserError if there is none."""
-    teacher = load_teacher(ConfigDict({"teacher": {"name": "octo", "checkpoint": checkpoint}}))
+def teacher_policy(config: ConfigDict, checkpoint: str | None = None) -> Policy:
+    """A teacher on the frames that the embedded ones know.
+
+    Args:
+        config: of a run; reads `teacher`, `env.camera` and `env.task`.
+        checkpoint: folder, hub address or embedded name; None is the config's, or the embedded teacher.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    config = config.copy_and_resolve_references()
+    by_name = {"octo": EMBEDDED_TEACHER, "openvla": config.teacher.openvla_checkpoint}
+    config.teacher.checkpoint = checkpoint or config.teacher.checkpoint or by_name.get(config.teacher.name)
+    teacher = load_teacher(config)
     return Policy(
-        name=checkpoint,
-        act_on=lambda task: teacher_act(teacher, task.instruction),
+        name=config.teacher.checkpoint,
+        act_on=lambda task: teacher_act(teacher, config.teacher.instruction or task.instruction),
         actions=_SAMPLED,
-        env=ConfigDict({"image_size": 128, "mesh_detail": 0.15}),
+        env=ConfigDict({"image_size": 128, "mesh_detail": 0.15, "camera": config.env.camera}),
+        task=config.env.task,
         close=teacher.close,
     )
 

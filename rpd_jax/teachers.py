@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
 
+EMBEDDED_TEACHER = "octo-nano-push-cube"
+
 
 class Teacher(Protocol):
     """A vision-language-action model that labels camera frames."""

@@ -1,6 +1,8 @@
 """The table of a teacher's successes says what happened in the episodes, in every form it is written in."""
 
 import json
+import subprocess
+import sys
 
 import imageio.v2 as imageio
 import jax.numpy as jnp
@@ -50,3 +52,35 @@ def test_a_still_teacher_fails_on_a_held_out_task_and_the_files_say_so(tmp_path)
     assert lines[-1].startswith("| PokeCube-v1 | held out | 0.0% | 0.0% to 65.8% |")
     assert lines[-1].count("|") == lines[-2].count("|") == lines[-3].count("|")
     assert console_table("still", [row]).row_count == 1
+
+
+def run_evaluate(*flags):
+    command = [sys.executable, "-m", "rpd_jax.evaluate", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_teacher_through_another_camera(tmp_path):
+    flags = ["--episodes=1", "--num_envs=1", "--config.env.workers=1", "--tasks=PushCube-v1"]
+    view = "--config.env.camera.eye_offset=(0.0, 0.3, 0.0)"
+    for name, more in (("usual", []), ("moved", [view])):
+        done = run_evaluate("--teacher=octo-nano-push-cube", f"--output={tmp_path / name}", *flags, *more)
+        assert done.returncode == 0, done.stderr
+        (row,) = json.loads((tmp_path / name / "results.json").read_text())["tasks"]
+        assert (row["task"], row["episodes"]) == ("PushCube-v1", 1.0)
+    usual, moved = (imageio.mimread(tmp_path / name / "PushCube-v1.mp4")[0] for name in ("usual", "moved"))
+    assert abs(usual.astype(float) - moved).mean() > 10.0
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--config.ppo.gamma=0.5", "--config.ppo.gamma has no effect on what is evaluated."),
+        ("--config.env.task=PullCube-v1", "use --tasks"),
+        ("--config.teacher.dataset=bridge", "'bridge'"),
+        ("--config.teacher.nam=openvla", "did you mean 'teacher.name'?"),
+    ],
+)
+def test_the_command_refuses_settings_that_it_would_ignore(flag, sentence):
+    done = run_evaluate("--teacher=octo-nano-push-cube", flag)
+    assert done.returncode == 2 and sentence in done.stderr
