@@ -19,7 +19,7 @@ from rpd_jax.tasks import TASKS
 def get_config() -> ConfigDict:
     config = get_push_cube_config()
     config.demos = ",".join(f"demos/{task.env_id}.h5" for task in TASKS.values() if not task.held_out)
-    config.steps = 10000
+    config.steps = 15000
     config.optimizer.warmup_steps = 500
     config.validate_every = config.save_every = 1000
     return config

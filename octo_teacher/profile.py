@@ -355,9 +355,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--trace", metavar="DIR", help="write a JAX profiler trace of all this, for TensorBoard")
     flags = parser.parse_args(argv)
     if flags.threads:
-        # XLA reads this once, when the first device is asked for.
-        one_thread = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {one_thread}"
+        os.environ["NPROC"] = "1"  # the size of all of XLA's pools, read when the first device is asked for
     try:
         model = OctoModel.load_pretrained(flags.checkpoint) if flags.checkpoint else random_model(flags.architecture)
         device = jax.devices()[0]

@@ -1,7 +1,6 @@
 """Convolutions in the formulation that is fast on the device at hand, and the resizing of frames."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 
 # On a CPU a few images at a time go through all layers, so that what is between layers stays in a core's second-level
 # cache: about this many bytes of the first layer's input.
-_CHUNK_BYTES = 500_000
+_CHUNK_BYTES = 800_000
 
 
 def space_to_depth(images: jax.Array, block: int) -> jax.Array:
@@ -25,24 +24,46 @@ def conv_stack(
 ) -> jax.Array:
     """Convolutions without padding, each followed by a bias and a ReLU, over frames scaled to [0, 1].
 
+    A convolution is out[b, y, x, o] = Σ images[b, y·s + i, x·s + j, c] · kernel[i, j, c, o].
+
     Args:
         frames: uint8 [B, H, W, C].
         layers: kernel float32 [k, k, C, O] and bias float32 [O] of each layer.
-        strides: of each layer.
+        strides: s of each layer.
         dtype: in which the layers compute.
 
     Returns:
         [B, H', W', O'] of that dtype.
     """
+    layers = [(kernel.astype(dtype), bias.astype(dtype)) for kernel, bias in layers]
+    divisible = all(len(kernel) % stride == 0 for (kernel, _), stride in zip(layers, strides, strict=True))
+    if jax.default_backend() == "cpu" and divisible:
+        return _stack_of_products(frames, layers, strides)
+    images = frames.astype(dtype) / 255.0
+    for (kernel, bias), stride in zip(layers, strides, strict=True):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        images = jax.lax.conv_general_dilated(images, kernel, (stride, stride), "VALID", dimension_numbers=dimensions)
+        images = jax.nn.relu(images + bias)
+    return images
 
-    def all_layers(frames):
-        images = frames.astype(dtype) / 255.0
-        for (kernel, bias), stride in zip(layers, strides, strict=True):
-            images = jax.nn.relu(conv2d(images, kernel.astype(dtype), stride) + bias.astype(dtype))
+
+# On a CPU, XLA's convolutions reach a third of the speed of its matrix products, and their gradients much less. So a
+# convolution is a product with the matrix of what the kernel sees, and so are its gradients.
+
+
+def _stack_of_products(frames, layers, strides):
+    sizes = [len(kernel) for kernel, _ in layers]
+    products = [(_blocked_kernel(kernel, stride), bias) for (kernel, bias), stride in zip(layers, strides, strict=True)]
+    # Once for all frames: inside the loop it would be computed for every element of the kernel.
+    frames = jax.lax.optimization_barrier(_blocks(frames, sizes[0], strides[0]))
+
+    def all_layers(images):
+        for number, (kernel, bias) in enumerate(products):
+            if number:
+                images = _blocks(images, sizes[number], strides[number])
+            images = jax.nn.relu(_product_conv(images, kernel) + bias)
         return images
 
-    if jax.default_backend() != "cpu":
-        return all_layers(frames)
     batch, *shape = frames.shape
     limit = max(_CHUNK_BYTES // (4 * np.prod(shape)), 1)
     chunk = max(divisor for divisor in range(1, batch + 1) if batch % divisor == 0 and divisor <= limit)
@@ -50,76 +71,61 @@ def conv_stack(
     return outputs.reshape(batch, *outputs.shape[2:])
 
 
-def conv2d(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution without padding: out[b, y, x, o] = Σ images[b, y·s + i, x·s + j, c] · kernel[i, j, c, o].
+def _blocks(images, size, stride):
+    """Blocks of stride×stride pixels as channels: a kernel of that stride overlaps them by whole blocks."""
+    height, width = ((pixels - size) // stride * stride + size for pixels in images.shape[1:3])
+    return images if stride == 1 else space_to_depth(images[:, :height, :width], stride)
 
-    Args:
-        images: float [B, H, W, C].
-        kernel: [k, k, C, O] of the same dtype.
-        stride: s.
 
-    Returns:
-        [B, (H − k)//s + 1, (W − k)//s + 1, O].
-    """
+def _blocked_kernel(kernel, stride):
+    """The kernel [k, k, C, O] as it acts on such blocks with stride 1: [O, k/s, k/s, s·s·C]."""
     size, _, channels, features = kernel.shape
-    if jax.default_backend() != "cpu" or size % stride:
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(images, kernel, (stride, stride), "VALID", dimension_numbers=dimensions)
-    if stride > 1:
-        # The same convolution on blocks of stride×stride pixels, which overlap no more.
-        blocks = size // stride
-        height, width = ((pixels - size) // stride * stride + size for pixels in images.shape[1:3])
-        images = space_to_depth(images[:, :height, :width], stride)
-        kernel = kernel.reshape(blocks, stride, blocks, stride, channels, features).transpose(0, 2, 1, 3, 4, 5)
-        kernel = kernel.reshape(blocks, blocks, stride * stride * channels, features)
-    return _stride_one_conv(images, kernel)
-
-
-# XLA's convolutions reach a third of the speed of its matrix products on a CPU, and their gradients much less. So a
-# convolution is a product per element of the kernel, and so are its gradients.
+    kernel = kernel.reshape(size // stride, stride, size // stride, stride, channels, features)
+    # Features first: the kernel's gradient is then a product that XLA leaves in its fast order.
+    return kernel.transpose(5, 0, 2, 1, 3, 4).reshape(features, size // stride, size // stride, -1)
 
 
 @jax.custom_vjp
-def _stride_one_conv(images, kernel):
-    size, _, channels, features = kernel.shape
-    pixels = images.reshape(-1, channels)
-    products = [(pixels @ kernel[tap]).reshape(*images.shape[:3], features) for tap in np.ndindex(size, size)]
-    return sum(_windows(product, size)[tap] for tap, product in enumerate(products))
+def _product_conv(images, kernel):
+    features, size = kernel.shape[:2]
+    rows, columns = (pixels - size + 1 for pixels in images.shape[1:3])
+    product = _seen(images, size, kernel.dtype) @ kernel.reshape(features, -1).T
+    return product.reshape(len(images), rows, columns, features)
 
 
 def _forward(images, kernel):
-    return _stride_one_conv(images, kernel), (images, kernel)
+    return _product_conv(images, kernel), (images, kernel)
 
 
 def _backward(residuals, grads):
     images, kernel = residuals
-    size = kernel.shape[0]
-    margin = (size - 1, size - 1)
-    padded = jnp.pad(grads, ((0, 0), margin, margin, (0, 0)))
-    image_grads = _stride_one_conv(padded, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-    return image_grads, _kernel_grads(images, size, grads)
+    features, size = kernel.shape[:2]
+    flat = grads.reshape(-1, features)
+    # Gradients times images, in this order, is twice as fast as the other way round.
+    over_positions = (((0,), (0,)), ((), ()))
+    kernel_grads = jax.lax.dot_general(flat, _seen(images, size, kernel.dtype), over_positions).reshape(kernel.shape)
+    if images.dtype == jnp.uint8:
+        return np.zeros(images.shape, jax.dtypes.float0), kernel_grads
+    taps = (flat @ kernel.reshape(features, -1)).reshape(*grads.shape[:3], size * size, -1)
+    image_grads = jnp.zeros_like(images)
+    rows, columns = grads.shape[1:3]
+    for tap, (i, j) in enumerate(np.ndindex(size, size)):
+        image_grads = image_grads.at[:, i : i + rows, j : j + columns].add(taps[..., tap, :])
+    return image_grads, kernel_grads
 
 
-_stride_one_conv.defvjp(_forward, _backward)
+_product_conv.defvjp(_forward, _backward)
 
 
-def _kernel_grads(images, size, grads):
-    features, channels = grads.shape[-1], images.shape[-1]
-    windows = _windows(images, size)
-    if size > 2:
-        # Many small products are worth the copy into one matrix.
-        windows = [jnp.concatenate(windows, axis=-1)]
-    # Gradients times windows, in this order, is twice as fast as the other way round.
-    product = partial(jax.lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())))
-    grads = grads.reshape(-1, features)
-    products = [product(grads, window.reshape(-1, window.shape[-1])) for window in windows]
-    return jnp.concatenate(products, axis=1).T.reshape(size, size, channels, features)
-
-
-def _windows(images, size):
-    """What each of the kernel's k·k elements sees of the images, [B, H', W', C] each."""
-    rows, columns = images.shape[1] - size + 1, images.shape[2] - size + 1
-    return [images[:, i : i + rows, j : j + columns] for i, j in np.ndindex(size, size)]
+def _seen(images, size, dtype):
+    """What the kernel sees at each place, scaled to [0, 1] if of bytes: [B·H'·W', k·k·C]."""
+    rows, columns = (pixels - size + 1 for pixels in images.shape[1:3])
+    matrix = jnp.zeros((len(images), rows, columns, size * size, images.shape[-1]), dtype)
+    for tap, (i, j) in enumerate(np.ndindex(size, size)):
+        window = images[:, i : i + rows, j : j + columns]
+        window = window.astype(dtype) / 255.0 if images.dtype == jnp.uint8 else window
+        matrix = matrix.at[..., tap, :].set(window)  # faster than one concatenation, which selects per element
+    return matrix.reshape(len(images) * rows * columns, -1)
 
 
 def resize_frames(frames: jax.Array, size: int) -> jax.Array:

@@ -4,8 +4,8 @@
 
 Each cell is a process of its own, and the cells take turns, one update each, so that other load on the machine meets
 all of them. Times are those of the best update, on the clock and of the processor (all threads); the ratio to PyTorch
-is the median over the rounds. One thread of XLA is set by its flags: bound to one core by `taskset` it takes 20 times
-as long.
+is the median over the rounds. One thread of XLA is set by NPROC, the size of its pools: bound to a core by `taskset` it
+takes 20 times as long, and flags of XLA do not reach all of its pools.
 """
 
 import argparse
@@ -113,7 +113,7 @@ class Cell:
         command = [sys.executable, __file__, "--cell", backend, str(image_size), str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
         if threads == 1:
-            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+            environment["NPROC"] = "1"
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
         if self._process.stdout.readline() != "ready\n":

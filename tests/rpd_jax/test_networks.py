@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rpd_jax.convolution import conv2d, resize_frames
+from rpd_jax.convolution import conv_stack, resize_frames
 from rpd_jax.losses import gaussian_log_prob
 from rpd_jax.networks import ActorCritic
 
@@ -15,23 +15,28 @@ FRAMES = RNG.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
 STATE = RNG.normal(size=(3, 29)).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    ("height", "channels", "features", "size", "stride"),
-    [(64, 3, 32, 8, 4), (31, 32, 64, 4, 2), (14, 64, 64, 3, 1), (61, 3, 16, 8, 4), (9, 5, 7, 3, 2), (12, 4, 4, 5, 1)],
-)
-def test_convolution_and_its_gradients_are_torchs(height, channels, features, size, stride):
-    images = RNG.normal(size=(2, height, height, channels)).astype(np.float32)
-    kernel = RNG.normal(size=(size, size, channels, features)).astype(np.float32) / size
-    torch_images = torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
-    torch_kernel = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
-    expected = torch.nn.functional.conv2d(torch_images, torch_kernel, stride=stride)
-    cotangent = RNG.normal(size=expected.shape).astype(np.float32)
-    expected.backward(torch.tensor(cotangent))
-    output, vjp = jax.vjp(lambda images, kernel: conv2d(images, kernel, stride), images, kernel)
-    images_grad, kernel_grad = vjp(cotangent.transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(output, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(images_grad, torch_images.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(kernel_grad, torch_kernel.grad.numpy().transpose(2, 3, 1, 0), rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize("height", [64, 61, 36])
+@pytest.mark.parametrize("strides", [(4, 2, 1), (3, 2, 1)])  # of kernels that they divide, and of one that they do not
+def test_convolutions_and_their_gradients_are_torchs(height, strides):
+    frames = RNG.integers(0, 256, (6, height, height, 3), dtype=np.uint8)
+    shapes = [(8, 8, 3, 16), (4, 4, 16, 32), (3, 3, 32, 24)]
+    layers = [(RNG.normal(size=shape).astype(np.float32) / 8, RNG.normal(size=shape[3:]) / 8) for shape in shapes]
+    layers = [(kernel, bias.astype(np.float32)) for kernel, bias in layers]
+    theirs = [
+        (torch.tensor(k.transpose(3, 2, 0, 1), requires_grad=True), torch.tensor(b, requires_grad=True))
+        for k, b in layers
+    ]
+    hidden = torch.tensor(frames.transpose(0, 3, 1, 2)).float() / 255.0
+    for (kernel, bias), stride in zip(theirs, strides, strict=True):
+        hidden = torch.relu(torch.nn.functional.conv2d(hidden, kernel, bias, stride))
+    cotangent = RNG.normal(size=hidden.shape).astype(np.float32)
+    hidden.backward(torch.tensor(cotangent))
+    output, vjp = jax.vjp(lambda layers: conv_stack(frames, layers, strides, jnp.float32), layers)
+    np.testing.assert_allclose(output, hidden.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    (grads,) = vjp(cotangent.transpose(0, 2, 3, 1))
+    for (kernel_grad, bias_grad), (kernel, bias) in zip(grads, theirs, strict=True):
+        np.testing.assert_allclose(kernel_grad, kernel.grad.numpy().transpose(2, 3, 1, 0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(bias_grad, bias.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_resized_pixel_is_the_mean_over_its_area():
