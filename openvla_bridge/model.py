@@ -8,6 +8,7 @@ would return ids of the prompt as an action.
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
@@ -74,17 +75,43 @@ class OpenVLAModel(nn.Module):
         batch, num_patches, _ = patches.shape
         embedded = self.language_model.model.embed_tokens(ids).expand(batch, -1, -1)
         sequence = torch.cat([embedded[:, :1], patches, embedded[:, 1:]], dim=1)
-        length = sequence.shape[1]
-        cache = create_cache(self.language_model.config.num_hidden_layers, length + room)
-        hidden = self.language_model.model(
-            inputs_embeds=sequence,
-            position_ids=torch.arange(length, device=ids.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        cache = create_cache(self.language_model.config.num_hidden_layers, sequence.shape[1] + room)
+        last = self._last_tokens(sequence, lengths + num_patches, cache)
         lengths = (lengths + num_patches).expand(batch)
-        last = hidden[torch.arange(batch, device=ids.device), lengths - 1]
-        return Prefill(self.language_model.lm_head(last), cache, lengths, length)
+        return Prefill(self.language_model.lm_head(last), cache, lengths, sequence.shape[1])
+
+    def _last_tokens(self, sequence: torch.Tensor, lengths: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Fills the cache with a sequence [B, T, hidden]; returns the encoded last token of each row, [B, hidden].
+
+        Of the last layer only that token is computed; the others' keys and values are all that decoding reads of them.
+        """
+        llama = self.language_model.model
+        positions = torch.arange(sequence.shape[1], device=sequence.device)[None]
+        cos, sin = llama.rotary_emb(sequence, position_ids=positions)
+        hidden = sequence
+        for layer in llama.layers[:-1]:
+            hidden = layer(hidden, position_embeddings=(cos, sin), past_key_values=cache, use_cache=True)
+        layer, attention = llama.layers[-1], llama.layers[-1].self_attn
+
+        def heads(projection: nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
+            return projection(tokens).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+        normed = layer.input_layernorm(hidden)
+        key = _rotate(heads(attention.k_proj, normed), cos[:, None], sin[:, None])
+        key, value = cache.update(key, heads(attention.v_proj, normed), attention.layer_idx)
+        rows = torch.arange(len(sequence), device=sequence.device), lengths - 1
+        query = heads(attention.q_proj, normed[rows][:, None])
+        query = _rotate(query, cos[0, rows[1], None, None], sin[0, rows[1], None, None])
+        seen = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            None if len(lengths) == 1 else (positions < lengths[:, None])[:, None, None],
+            scale=attention.scaling,
+            enable_gqa=attention.num_key_value_groups > 1,
+        )
+        last = hidden[rows] + attention.o_proj(seen.flatten(1))
+        return llama.norm(last + layer.mlp(layer.post_attention_layernorm(last)))
 
     def generate(
         self,
@@ -137,6 +164,12 @@ class OpenVLAModel(nn.Module):
             logits = self.language_model.lm_head(hidden).float()
         stacked = torch.stack(tokens, dim=-1).transpose(0, 1)
         return Generated(stacked.expand(num_samples, -1, -1), finite)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions: turns the pairs (i, i + D/2) of x [..., D]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def _visible(prefill: Prefill, samples: int, steps: int) -> torch.Tensor:
