@@ -5,6 +5,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from octo_teacher.data.episodes import Demo, normalize_actions
 from rpd_jax.errors import UserError
@@ -113,6 +114,8 @@ def training_batches(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * max(threads, 1))
     )
     if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own when it starts workers, also outside of a command
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(dataset)
 

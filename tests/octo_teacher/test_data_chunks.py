@@ -66,16 +66,18 @@ def test_an_epoch_shows_every_step_once_and_the_next_one_in_another_order():
     assert epochs[0] != epochs[1]
 
 
-def test_the_iterator_state_continues_with_the_same_batches():
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_iterator_state_continues_with_the_same_batches(workers):
     source = ChunkSource([numbered_demo(10)], IDENTITY, window=1, horizon=2)
-    batches = training_batches(source, 4, seed=5)
-    for _ in range(4):
-        next(batches)
+    batches = training_batches(source, 4, seed=5, workers=workers)
+    first = [next(batches)["action"] for _ in range(4)]
     state = json.loads(json.dumps(batches.get_state()))
     expected = [next(batches)["action"] for _ in range(4)]
-    resumed = training_batches(source, 4, seed=5)
+    resumed = training_batches(source, 4, seed=5, workers=workers)
     resumed.set_state(state)
     np.testing.assert_array_equal([next(resumed)["action"] for _ in range(4)], expected)
+    without_workers = training_batches(source, 4, seed=5)
+    np.testing.assert_array_equal(first + expected, [next(without_workers)["action"] for _ in range(8)])
 
 
 def test_ordered_batches_cover_every_step():
