@@ -1,4 +1,4 @@
-r"""Trains an Octo on demos; the defaults made the teacher in octo_teacher/pretrained/octo-nano-push-cube.
+r"""Trains an Octo on demos; the defaults made the teacher octo_teacher/pretrained/octo-nano-push-cube.
 
     python -m octo_teacher.demos record --task PushCube-v1 --episodes 400 --mesh-detail 0.15 --noise 0.6 \
         -o demos/push_cube.h5

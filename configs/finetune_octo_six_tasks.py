@@ -1,8 +1,11 @@
-r"""Trains one language-conditioned octo-nano on all six training tasks of the paper, from scratch on a CPU.
+r"""Trains one language-conditioned octo-nano on the paper's six training tasks, from scratch: the embedded teacher.
 
-    for task in PushCube:0.6 PullCube:0.6 PickCube:0.3 StackCube:0.3 LiftPegUpright:0.3 RollBall:0.2; do
-        python -m octo_teacher.demos record --task ${task%:*}-v1 --noise ${task#*:} --episodes 300 \
-            --mesh-detail 0.15 -o demos/${task%:*}-v1.h5
+    for task in PushCube:0.6:300 PullCube:0.6:300 PickCube:0.3:300 LiftPegUpright:0.3:200 StackCube:0.3:250 \
+        RollBall:0.2:150
+    do
+        IFS=: read name noise episodes <<< "$task"
+        python -m octo_teacher.demos record --task $name-v1 --noise $noise --episodes $episodes --mesh-detail 0.15 \
+            -o demos/$name-v1.h5
     done
     python finetune_octo.py --config=configs/finetune_octo_six_tasks.py --workdir=runs/octo-nano-six-tasks
     python -m rpd_jax.evaluate --teacher=runs/octo-nano-six-tasks/model --tasks=all --output=runs/octo-nano-six-tasks

@@ -1,6 +1,6 @@
 """Success of a policy on any tasks, with 95% intervals.
 
-python -m rpd_jax.evaluate --teacher=octo-nano-push-cube [--tasks=PushCube-v1,PullCube-v1] [--output=DIR]
+python -m rpd_jax.evaluate --teacher=octo-nano [--tasks=PushCube-v1,PullCube-v1] [--output=DIR]
 python -m rpd_jax.evaluate --teacher=hf://Juelg/openvla-7b-finetuned-maniskill --config.teacher.name=openvla
 python -m rpd_jax.evaluate --run=runs/push_cube_sparse-rpd_mse-seed0 [--checkpoint=ITERATION]
 python -m rpd_jax.evaluate --policy=policy/ [--config.env.camera.eye_offset='(0.0, 0.2, 0.0)']

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
 
-EMBEDDED_TEACHER = "octo-nano-push-cube"
+EMBEDDED_TEACHER = "octo-nano"
 
 
 class Teacher(Protocol):

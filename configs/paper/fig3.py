@@ -4,8 +4,8 @@ python -m rpd_jax.sweep configs/paper/fig3.py [--launcher=slurm --slurm=partitio
 python -m rpd_jax.sweep configs/paper/fig3.py --scale=cpu
 
 Expect: rpd_mse fastest, rpd_l1 close behind; ppo arrives there later and less steadily; rpd_bc stays just above the
-teacher, ppd below it. The miniature has the same five algorithms on PushCube with sparse rewards, 3 seeds: the task of
-the embedded teacher, at 32,768 steps.
+teacher, ppd below it. The miniature has the same five algorithms on PushCube with sparse rewards, 3 seeds,
+32,768 steps.
 """
 
 from rpd_jax.sweep.grid import Job, training

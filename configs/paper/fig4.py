@@ -4,8 +4,7 @@ python -m rpd_jax.sweep configs/paper/fig4.py [--launcher=slurm --slurm=partitio
 python -m rpd_jax.sweep configs/paper/fig4.py --scale=cpu
 
 Expect: rpd_mse at or above ppo everywhere; on sparse rewards ppo mostly fails and rpd_mse succeeds. The miniature has
-the panels of PushCube and PullCube with sparse rewards, 3 seeds. PullCube's teacher is made first, by the commands of
-configs/finetune_octo_six_tasks.py.
+the panels of PushCube and PullCube with sparse rewards, 3 seeds, and the embedded teacher.
 """
 
 from rpd_jax.sweep.grid import Job, training
@@ -16,10 +15,6 @@ TASKS = ("lift_peg_upright", "pick_cube", "pull_cube", "push_cube", "roll_ball",
 
 def get_sweep(scale: str) -> list[Job]:
     if scale == "cpu":
-        pull_cube = {"profile": "cpu", "teacher.checkpoint": "runs/octo-nano-six-tasks/model"}
-        return [
-            *training(["push_cube_sparse"], ALGORITHMS, seeds=3, settings={"profile": "cpu"}),
-            *training(["pull_cube_sparse"], ALGORITHMS, seeds=3, settings=pull_cube),
-        ]
+        return training(["push_cube_sparse", "pull_cube_sparse"], ALGORITHMS, seeds=3, settings={"profile": "cpu"})
     configs = [f"{name}_{rewards}" for name in TASKS for rewards in ("dense", "sparse")]
     return training(configs, ALGORITHMS, seeds=5, settings={"profile": "paper"})

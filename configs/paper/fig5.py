@@ -4,8 +4,7 @@ python -m rpd_jax.sweep configs/paper/fig5.py [--launcher=slurm --slurm=partitio
 python -m rpd_jax.sweep configs/paper/fig5.py --scale=cpu
 
 Expect: with dense rewards rpd_mse fails, since the teacher pushes with its gripper where a tool is required; with
-sparse rewards it is above ppo. The miniature has PokeCube with sparse rewards, 3 seeds. Its teacher is made first, by
-the commands of configs/finetune_octo_six_tasks.py.
+sparse rewards it is above ppo. The miniature has PokeCube with sparse rewards, 3 seeds, and the embedded teacher.
 """
 
 from rpd_jax.sweep.grid import Job, training
@@ -15,7 +14,6 @@ ALGORITHMS = ("rpd_mse", "ppo")
 
 def get_sweep(scale: str) -> list[Job]:
     if scale == "cpu":
-        settings = {"profile": "cpu", "teacher.checkpoint": "runs/octo-nano-six-tasks/model"}
-        return training(["poke_cube_sparse"], ALGORITHMS, seeds=3, settings=settings)
+        return training(["poke_cube_sparse"], ALGORITHMS, seeds=3, settings={"profile": "cpu"})
     configs = [f"{name}_{rewards}" for name in ("pull_cube_tool", "poke_cube") for rewards in ("dense", "sparse")]
     return training(configs, ALGORITHMS, seeds=5, settings={"profile": "paper"})

@@ -13,7 +13,7 @@ from rpd_jax.tasks import TASKS
 
 def get_sweep(scale: str) -> list[Job]:
     if scale == "cpu":
-        return teacher_evaluation({"octo-nano": "octo-nano-push-cube"}, TASKS, {"episodes": 100})
+        return teacher_evaluation({"octo-nano": "octo-nano"}, TASKS, {"episodes": 100})
     teachers = {
         "octo-finetuned": "hf://Juelg/octo-base-1.5-finetuned-maniskill",
         "octo-base": "hf://rail-berkeley/octo-base-1.5",

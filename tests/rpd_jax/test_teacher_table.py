@@ -64,7 +64,7 @@ def test_the_command_measures_a_teacher_through_another_camera(tmp_path):
     flags = ["--episodes=1", "--num_envs=1", "--config.env.workers=1", "--tasks=PushCube-v1"]
     view = "--config.env.camera.eye_offset=(0.0, 0.3, 0.0)"
     for name, more in (("usual", []), ("moved", [view])):
-        done = run_evaluate("--teacher=octo-nano-push-cube", f"--output={tmp_path / name}", *flags, *more)
+        done = run_evaluate("--teacher=octo-nano", f"--output={tmp_path / name}", *flags, *more)
         assert done.returncode == 0, done.stderr
         (row,) = json.loads((tmp_path / name / "results.json").read_text())["tasks"]
         assert (row["task"], row["episodes"]) == ("PushCube-v1", 1.0)
@@ -82,5 +82,5 @@ def test_the_command_measures_a_teacher_through_another_camera(tmp_path):
     ],
 )
 def test_the_command_refuses_settings_that_it_would_ignore(flag, sentence):
-    done = run_evaluate("--teacher=octo-nano-push-cube", flag)
+    done = run_evaluate("--teacher=octo-nano", flag)
     assert done.returncode == 2 and sentence in done.stderr
