@@ -5,7 +5,7 @@ python -m rpd_jax.sweep configs/paper/fig3.py --scale=cpu
 
 Expect: rpd_mse fastest, rpd_l1 close behind; ppo arrives there later and less steadily; rpd_bc stays just above the
 teacher, ppd below it. The miniature has the same five algorithms on PushCube with sparse rewards, 3 seeds,
-32,768 steps.
+24,576 steps; its runs of rpd_mse and ppo are also fig4's: with the same --output they are run once.
 """
 
 from rpd_jax.sweep.grid import Job, training
@@ -15,5 +15,5 @@ ALGORITHMS = ("rpd_mse", "rpd_l1", "rpd_bc", "ppd", "ppo")
 
 def get_sweep(scale: str) -> list[Job]:
     if scale == "cpu":
-        return training(["push_cube_sparse"], ALGORITHMS, seeds=3, settings={"profile": "cpu"})
+        return training(["push_cube_sparse"], ALGORITHMS, seeds=3, settings={"profile": "cpu", "total_steps": 24_576})
     return training(["pick_cube_dense"], ALGORITHMS, seeds=5, settings={"profile": "paper"})
