@@ -47,6 +47,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.instruction = ""  # empty: the task's own sentence
     c.teacher.precision = "float32"  # float32 | bfloat16
     c.teacher.refresh = "rollout"  # rollout: a frame keeps its label | epoch: new samples of it in each update epoch
+    c.teacher.overlap = "auto"  # on: looks at frames while the environments step | off: afterwards | auto: if it helps
     c.teacher.dataset = ""  # whose statistics un-normalise its actions; empty: the checkpoint's only one
     c.teacher.openvla_checkpoint = "hf://Juelg/openvla-7b-finetuned-maniskill"  # openvla: if no checkpoint is given
     c.teacher.python = ""  # openvla: interpreter of the workers' environment (`make openvla-env`); empty: this one

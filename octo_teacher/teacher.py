@@ -1,6 +1,6 @@
 """An Octo model as a teacher: labels camera frames with actions, as fast as the device allows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class OctoTeacher:
     Actions are un-normalised with the checkpoint's statistics and clipped to [-1, 1]. They mean what the demos of its
     training meant; for ManiSkill's pd_ee_delta_pose: translation, rotation, gripper with +1 = open.
 
+    Attributes:
+        worthwhile_batch: 1: on the accelerator the next step's actions of the student wait for these labels, so that
+            they should be as few as a step has frames.
+
     Args:
         model: the model.
         dataset: whose statistics un-normalise; not needed if the model has statistics of one dataset, or none.
@@ -44,6 +48,8 @@ class OctoTeacher:
     Raises:
         UserError: statistics or camera cannot be chosen.
     """
+
+    worthwhile_batch = 1
 
     def __init__(
         self,
@@ -76,17 +82,21 @@ class OctoTeacher:
         """Loads a teacher from a checkpoint folder or hf://owner/name; `kwargs` as for the class."""
         return cls(OctoModel.load_pretrained(checkpoint), **kwargs)
 
-    def act(self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1) -> jax.Array:
+    def act(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+    ) -> jax.Array:
         """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
 
         Frames of another size than the model's are resized on the device (antialiased). The actions of frame i depend
-        on that frame, `instruction`, `num_samples`, `key` and i only: not on the other frames, nor on the chunk size.
+        on that frame, `instruction`, `num_samples`, `key` and `first_frame` + i only: not on the other frames, nor on
+        the chunk size.
 
         Args:
             rgb: uint8 [B, H, W, 3].
             instruction: the sentence that all frames share.
             key: random key of the samples.
             num_samples: S.
+            first_frame: number of the first frame.
 
         Returns:
             float32 [S, B, action_dim] in [-1, 1].
@@ -101,8 +111,15 @@ class OctoTeacher:
         for start in range(0, total, self.chunk_size):
             count = min(self.chunk_size, total - start)
             size = self.padded_size(count)
-            labels.append(label(_rows(rgb, start, size), key, np.int32(start))[:, :count])
+            labels.append(label(_rows(rgb, start, size), key, np.int32(first_frame + start))[:, :count])
         return jnp.concatenate(labels, axis=1) if len(labels) > 1 else labels[0]
+
+    def begin(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+    ) -> Callable[[], jax.Array]:
+        """Like `act`, which JAX computes in the background anyway; see `rpd_jax.teachers.Teacher`."""
+        actions = self.act(rgb, instruction, key, num_samples, first_frame)
+        return lambda: actions
 
     def lower(
         self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1

@@ -1,11 +1,13 @@
 """OpenVLA as a teacher: implements `rpd_jax.teachers.Teacher` on workers in processes of their own."""
 
+import contextlib
+import dataclasses
 import functools
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 
 import jax
@@ -29,6 +31,9 @@ class OpenVLATeacher:
     Actions are un-normalised with the checkpoint's statistics; the gripper is turned from 0..1 to -1..1; all is clipped
     to [-1, 1]. The actions of frame i depend on that frame, `instruction`, `key` and i only, up to the rounding of
     differently sized batches.
+
+    Attributes:
+        worthwhile_batch: what keeps all workers busy with batches of `batch_size`.
 
     Args:
         checkpoint: a folder in OpenVLA's published layout, or hf://owner/name.
@@ -70,6 +75,11 @@ class OpenVLATeacher:
         self._told_of_other_tokens = False
         self._workers: list[WorkerProcess] = []
         self._speeds = [Speed() for _ in devices]
+        self.worthwhile_batch = batch_size * len(devices)
+        self._layout: RingLayout | None = None
+        # Of each worker: parts (batch, begin, end) that it has not got yet, and those that it has not answered.
+        self._waiting: list[deque[tuple[_Batch, int, int]]] = [deque() for _ in devices]
+        self._sent: list[deque[tuple[_Batch, int, int]]] = [deque() for _ in devices]
         on_cpu = sum(device == "cpu" for device in devices)
         threads = max(1, len(os.sched_getaffinity(0)) // on_cpu) if on_cpu > 1 else None
         try:
@@ -100,7 +110,9 @@ class OpenVLATeacher:
         """Process ids of the workers, in order of their devices."""
         return [worker.process.pid for worker in self._workers]
 
-    def act(self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1) -> jax.Array:
+    def act(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+    ) -> jax.Array:
         """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
 
         Args:
@@ -108,12 +120,22 @@ class OpenVLATeacher:
             instruction: the sentence that all frames share.
             key: random key of the samples.
             num_samples: S; they differ only if the temperature is above 0.
+            first_frame: number of the first frame.
 
         Returns:
             float32 [S, B, action_dim] in [-1, 1].
 
         Raises:
             UserError: a worker failed; all of them were ended then.
+        """
+        return self.begin(rgb, instruction, key, num_samples, first_frame)()
+
+    def begin(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+    ) -> Callable[[], jax.Array]:
+        """Like `act`, but returns once the workers have what they can take; see `rpd_jax.teachers.Teacher`.
+
+        What they cannot take yet is sent when another batch is begun or waited for.
         """
         if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
             raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
@@ -122,16 +144,23 @@ class OpenVLATeacher:
         samples = num_samples if self._temperature else 1
         uniforms = None
         if self._temperature:
-            uniforms = np.asarray(_uniforms(key, len(rgb), num_samples, self.action_dim))
-        try:
-            actions = self._label(np.asarray(rgb), instruction, samples, uniforms)
-        except BridgeError as error:
-            self.close()
-            raise UserError(str(error)) from None
-        except BaseException:
-            self.close()  # requests are in flight whose answers nobody would expect
-            raise
-        return jnp.broadcast_to(jnp.asarray(actions), (num_samples, *actions.shape[1:]))
+            uniforms = np.asarray(_uniforms(key, first_frame, len(rgb), num_samples, self.action_dim))
+        frames = np.asarray(rgb)
+        batch = _Batch(
+            frames, instruction, samples, uniforms, np.empty((samples, len(frames), self.action_dim), np.float32)
+        )
+        with self._all_or_none():
+            self._attach(RingLayout(SLOTS, self._batch_size, *frames.shape[1:3], samples, self.action_dim))
+            self._queue(batch)
+            self._exchange(wait_for_news=False)
+
+        def finish() -> jax.Array:
+            while batch.unlabelled:
+                with self._all_or_none():
+                    self._exchange(wait_for_news=True)
+            return jnp.broadcast_to(jnp.asarray(batch.actions), (num_samples, *batch.actions.shape[1:]))
+
+        return finish
 
     def close(self) -> None:
         """Ends the workers."""
@@ -139,44 +168,60 @@ class OpenVLATeacher:
             worker.close()
         self._workers = []
 
-    def _label(self, frames: np.ndarray, instruction: str, samples: int, uniforms: np.ndarray | None) -> np.ndarray:
-        """Splits frames among the workers; returns float32 [samples, B, A] in their order."""
-        total, height, width, _ = frames.shape
-        actions = np.empty((samples, total, self.action_dim), np.float32)
-        layout = RingLayout(SLOTS, self._batch_size, height, width, samples, self.action_dim)
-        shares = split_by_speed(total, [speed.frames_per_second for speed in self._speeds])
-        waiting: list[deque[tuple[int, int]]] = []
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Ends the workers when one of them fails or the wait is cut short, as nobody would expect their answers."""
+        if not self._workers:
+            raise UserError("This teacher was closed: load it again.")
+        try:
+            yield
+        except BridgeError as error:
+            self.close()
+            raise UserError(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self, layout: RingLayout) -> None:
+        """Gives the rings a layout; if it is another one, what is in flight is finished first."""
+        if layout != self._layout:
+            while any(self._waiting) or any(self._sent):
+                self._exchange(wait_for_news=True)
+            for worker in self._workers:
+                worker.attach(layout)
+            self._layout = layout
+
+    def _queue(self, batch: "_Batch") -> None:
+        """Splits a batch among the workers."""
         begin = 0
-        for share in shares:
-            sizes = split_evenly(share, self._batch_size) if share else []
-            waiting.append(deque())
-            for size in sizes:
-                waiting[-1].append((begin, begin + size))
+        shares = split_by_speed(batch.unlabelled, [speed.frames_per_second for speed in self._speeds])
+        for queue, share in zip(self._waiting, shares, strict=True):
+            for size in split_evenly(share, self._batch_size) if share else []:
+                queue.append((batch, begin, begin + size))
                 begin += size
-        for worker in self._workers:
-            worker.attach(layout)
-        sent: list[deque[tuple[int, int]]] = [deque() for _ in self._workers]
-        while True:
-            for worker, queue, flying in zip(self._workers, waiting, sent, strict=True):
-                while queue and worker.has_room:
-                    begin, end = queue.popleft()
-                    part = None if uniforms is None else uniforms[:, begin:end]
-                    worker.submit(frames[begin:end], instruction, samples, self._temperature, part)
-                    flying.append((begin, end))
-            busy = {worker.connection: i for i, worker in enumerate(self._workers) if worker.is_busy}
-            if not busy:
-                return actions
-            deadline = min(self._workers[i].deadline for i in busy.values())
-            ready = wait(list(busy), timeout=max(0.0, deadline - time.monotonic()))
-            # If none is ready, the one that is late says so.
-            late = [i for i in busy.values() if self._workers[i].deadline == deadline]
-            for i in [busy[connection] for connection in ready] or late:
-                answer = self._workers[i].collect()
-                if answer is not None:
-                    begin, end = sent[i].popleft()
-                    actions[:, begin:end] = answer[0][:samples]
-                    self._speeds[i].measured(end - begin, answer[1])
-                    self._warn(answer[2], samples * (end - begin) * self.action_dim)
+
+    def _exchange(self, wait_for_news: bool) -> None:
+        """Sends what there is room for and takes the answers that are there, or waits for the next ones."""
+        for worker, queue, sent in zip(self._workers, self._waiting, self._sent, strict=True):
+            while queue and worker.has_room:
+                batch, begin, end = part = queue.popleft()
+                uniforms = None if batch.uniforms is None else batch.uniforms[:, begin:end]
+                worker.submit(batch.frames[begin:end], batch.instruction, batch.samples, self._temperature, uniforms)
+                sent.append(part)
+        busy = {worker.connection: i for i, worker in enumerate(self._workers) if worker.is_busy}
+        deadline = min((self._workers[i].deadline for i in busy.values()), default=0.0)
+        ready = wait(list(busy), timeout=max(0.0, deadline - time.monotonic()) if wait_for_news else 0.0)
+        # If none is ready in time, the one that is late says so.
+        late = [i for i in busy.values() if self._workers[i].deadline == deadline] if wait_for_news else []
+        for i in [busy[connection] for connection in ready] or late:
+            answer = self._workers[i].collect()
+            if answer is not None:
+                actions, seconds, other = answer
+                batch, begin, end = self._sent[i].popleft()
+                batch.actions[:, begin:end] = actions[: batch.samples]
+                batch.unlabelled -= end - begin
+                self._speeds[i].measured(end - begin, seconds)
+                self._warn(other, batch.samples * (end - begin) * self.action_dim)
 
     def _warn(self, other: int, tokens: int) -> None:
         if other and not self._told_of_other_tokens:
@@ -187,11 +232,25 @@ class OpenVLATeacher:
             )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _uniforms(key: jax.Array, frames: int, samples: int, action_dim: int) -> jax.Array:
-    """float32 [S, B, A] in [0, 1): frame i's numbers depend on `key` and i only."""
+@dataclasses.dataclass
+class _Batch:
+    """Frames that were given together; `actions` are complete when `unlabelled`, the frames without, is 0."""
+
+    frames: np.ndarray
+    instruction: str
+    samples: int
+    uniforms: np.ndarray | None
+    actions: np.ndarray
+
+    def __post_init__(self):
+        self.unlabelled = len(self.frames)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _uniforms(key: jax.Array, first: int, frames: int, samples: int, action_dim: int) -> jax.Array:
+    """float32 [S, B, A] in [0, 1): frame i's numbers depend on `key` and `first` + i only."""
 
     def draw(frame: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, frame), (samples, action_dim))
 
-    return jax.vmap(draw, out_axes=1)(jnp.arange(frames))
+    return jax.vmap(draw, out_axes=1)(first + jnp.arange(frames))

@@ -71,56 +71,6 @@ class OpenVLAPolicy:
     def action_dim(self) -> int:
         return self.statistics.action_dim
 
-    def act(
-        self,
-        images: np.ndarray | torch.Tensor,
-        instructions: str | Sequence[str],
-        *,
-        num_samples: int = 1,
-        temperature: float = 0.0,
-        uniforms: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, int]:
-        """Returns actions in the environment's convention, float64 [S, B, A] in [-1, 1]; arguments as for `predict`.
-
-        The second value counts the tokens that are no action tokens: of a model that was trained for actions, none.
-        """
-        tokens = self.predict_tokens(
-            images, instructions, num_samples=num_samples, temperature=temperature, uniforms=uniforms
-        )
-        config = self.model.config
-        other = (tokens >= config.action_vocab_size) | (tokens < config.action_vocab_size - config.num_bins)
-        return self.statistics.to_environment(self._decode(tokens)), int(other.sum())
-
-    def predict(
-        self,
-        images: np.ndarray | torch.Tensor,
-        instructions: str | Sequence[str],
-        *,
-        num_samples: int = 1,
-        temperature: float = 0.0,
-        uniforms: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Returns un-normalised actions, as the published `predict_action` does.
-
-        Args:
-            images: uint8 [B, H, W, 3].
-            instructions: one for all frames, or B of them.
-            num_samples: S; at temperature 0 all samples are equal.
-            temperature: of the sampled tokens; 0 takes the most likely ones.
-            uniforms: float32 [S, B, A] in [0, 1), the samples' random numbers; not needed at temperature 0.
-
-        Returns:
-            float64 [S, B, A].
-
-        Raises:
-            BridgeError: the model's logits are not finite, or a prompt is too long.
-        """
-        return self._decode(
-            self.predict_tokens(
-                images, instructions, num_samples=num_samples, temperature=temperature, uniforms=uniforms
-            )
-        )
-
     @torch.inference_mode()
     def predict_tokens(
         self,
@@ -131,7 +81,21 @@ class OpenVLAPolicy:
         temperature: float = 0.0,
         uniforms: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Returns action tokens int64 [S, B, A]; arguments as for `predict`."""
+        """Returns the action tokens of a batch of frames.
+
+        Args:
+            images: uint8 [B, H, W, 3].
+            instructions: one for all frames, or B of them.
+            num_samples: S; at temperature 0 all samples are equal.
+            temperature: of the sampled tokens; 0 takes the most likely ones.
+            uniforms: float32 [S, B, A] in [0, 1), the samples' random numbers; not needed at temperature 0.
+
+        Returns:
+            int64 [S, B, A].
+
+        Raises:
+            BridgeError: the model's logits are not finite, or a prompt is too long.
+        """
         pixels = self.preprocess(torch.as_tensor(images)).to(self.dtype)
         ids, lengths = self.encode(instructions)
         samples = 1 if temperature == 0.0 else num_samples
@@ -152,6 +116,22 @@ class OpenVLAPolicy:
             )
         return generated.tokens.cpu().numpy()
 
+    def unnormalize(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns the un-normalised actions float64 of tokens of any shape, as the published `predict_action` does."""
+        config = self.model.config
+        bins = tokens_to_bins(tokens, config.action_vocab_size, config.num_bins)
+        return self.statistics.unnormalize(self._centers[bins])
+
+    def environment_actions(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns the actions float64 of tokens of any shape in the environment's convention, in [-1, 1]."""
+        return self.statistics.to_environment(self.unnormalize(tokens))
+
+    def count_other(self, tokens: np.ndarray) -> int:
+        """Counts the tokens that are no action tokens: of a model that was trained for actions, none."""
+        config = self.model.config
+        first = config.action_vocab_size - config.num_bins
+        return int(((tokens >= config.action_vocab_size) | (tokens < first)).sum())
+
     def encode(self, instructions: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns ids int64 [P, L], padded on the right, and their lengths [P]; P is 1 if all are equal."""
         texts = [instructions] if isinstance(instructions, str) else list(instructions)
@@ -160,11 +140,6 @@ class OpenVLAPolicy:
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
         return ids, torch.tensor([len(row) for row in rows], device=self.device)
-
-    def _decode(self, tokens: np.ndarray) -> np.ndarray:
-        config = self.model.config
-        bins = tokens_to_bins(tokens, config.action_vocab_size, config.num_bins)
-        return self.statistics.unnormalize(self._centers[bins])
 
     def _prompt_ids(self, instruction: str) -> list[int]:
         if instruction not in self._prompts:

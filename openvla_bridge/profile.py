@@ -138,7 +138,9 @@ def profile_batch(
     vision_ms = measure(lambda: model.embed_images(pixels))
     prefill_ms = measure(prefill)
     both_ms = measure(lambda: model.generate(prefill(), steps, equal_lengths=True))
-    total_ms, cpu_ms = measure_ms(device, lambda: policy.predict(frames, INSTRUCTION), repeats)
+    total_ms, cpu_ms = measure_ms(
+        device, lambda: policy.unnormalize(policy.predict_tokens(frames, INSTRUCTION)), repeats
+    )
     decode_ms = max(1e-3, both_ms - prefill_ms)
     row = Row(
         "batch",
@@ -148,7 +150,7 @@ def profile_batch(
     )
     if peaks is not None:
         with FlopCounterMode(display=False) as counter:
-            policy.predict(frames, INSTRUCTION)
+            policy.predict_tokens(frames, INSTRUCTION)
         row.matmul_share = counter.get_total_flops() / (total_ms * 1e-3) / peaks[0]
         read = sum(parameter.nbytes for parameter in model.language_model.parameters())
         row.bandwidth_share = (steps - 1) * read / (decode_ms * 1e-3) / peaks[1]
@@ -165,7 +167,7 @@ def profile_pil_loop(policy: OpenVLAPolicy, batch: int, image_size: int, repeats
 
     def loop() -> None:
         for frame in frames:
-            policy.predict(frame[None], INSTRUCTION)
+            policy.unnormalize(policy.predict_tokens(frame[None], INSTRUCTION))
 
     try:
         policy.preprocess = lambda images: pil_preprocess(ours.settings, images[0].numpy()).to(policy.device)

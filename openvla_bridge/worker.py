@@ -91,7 +91,7 @@ class Worker:
         while begin < count:
             end = min(begin + self._batch_size, count)
             try:
-                actions, strange = self._policy.act(
+                tokens = self._policy.predict_tokens(
                     arrays.frames[begin:end],
                     instruction,
                     num_samples=samples,
@@ -103,8 +103,8 @@ class Worker:
                     raise
                 self._halve_batch(end - begin, error)
                 continue
-            arrays.actions[:samples, begin:end] = actions
-            begin, other = end, other + strange
+            arrays.actions[:samples, begin:end] = self._policy.environment_actions(tokens)
+            begin, other = end, other + self._policy.count_other(tokens)
         self._send("done", slot=slot, count=count, seconds=time.perf_counter() - started, other_tokens=other)
 
     def echo(self, slot: int) -> None:

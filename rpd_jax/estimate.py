@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from rpd_jax import rollout
 from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.labelling import Labeller
 from rpd_jax.learner import Learner
-from rpd_jax.teachers import Teacher
 
 _STEPS = 8
 
@@ -20,11 +20,10 @@ def estimate_seconds(
     config: ConfigDict,
     envs: VectorEnv,
     learner: Learner,
-    teacher: Teacher | None,
-    instruction: str,
+    labeller: Labeller | None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> float:
-    """Seconds per iteration: a few steps of the environments, one batch of labels and one update, scaled up.
+    """Seconds per iteration: a few steps of the environments with their labels, scaled up, and one update.
 
     Everything is compiled here first, so that the training loop's own times hold no compilation. The environments
     must be reset afterwards. The learner's state is not touched: a throw-away one is updated. In a run of one process
@@ -39,34 +38,33 @@ def estimate_seconds(
     seconds = 0.0
     for _ in range(2):  # the second pass is the measured one
         start = time.perf_counter()
+        on_frames = labeller.begin(key) if labeller else None
         short, position, _ = rollout.collect(
-            envs, learner, learner.local_params(state), position, _STEPS, key, check_stop
+            envs, learner, learner.local_params(state), position, _STEPS, key, check_stop, on_frames
         )
-        stepping = (time.perf_counter() - start) * config.ppo.rollout_steps / _STEPS
-        repeats = -(-config.ppo.rollout_steps // _STEPS)
-        full = _stretch(short, repeats, config.ppo.rollout_steps)
+        if labeller:
+            short = jax.block_until_ready(labeller.label(short))
+        collecting = (time.perf_counter() - start) * config.ppo.rollout_steps / _STEPS
+        check_stop()
+        full = _stretch(short, config.ppo.rollout_steps)
         start = time.perf_counter()
-        if teacher is not None:
-            full = rollout.label(
-                full, teacher, instruction, key, learner.num_samples, config.distill.averaged, learner.label_sets
-            )
-            jax.block_until_ready(full.teacher_actions)
-            check_stop()
         full = learner.spread(full)
-        if teacher is not None:
+        if labeller:
             replay = learner.extend_replay(replay, full)
         state, metrics = learner.update(state, full, key, replay=replay)
         jax.block_until_ready(metrics)
-        seconds = stepping + time.perf_counter() - start
+        seconds = collecting + time.perf_counter() - start
     return seconds
 
 
-def _stretch(short: rollout.Rollout, repeats: int, num_steps: int) -> rollout.Rollout:
+def _stretch(short: rollout.Rollout, num_steps: int) -> rollout.Rollout:
     """Repeats a short rollout in time until it has `num_steps` steps."""
+    steps = np.arange(num_steps) % _STEPS
 
-    def tile(leaf: jax.Array) -> jax.Array:
-        if leaf.ndim < 2:  # next_done, next_value: no time axis
-            return leaf
-        return jnp.asarray(np.concatenate([np.asarray(leaf)] * repeats)[:num_steps])
+    def stretch(leaf: jax.Array, axis: int) -> jax.Array:
+        # next_done, next_value: no time axis
+        return leaf if leaf.ndim < 2 else jnp.asarray(np.take(leaf, steps, axis))
 
-    return jax.tree.map(tile, short)
+    labels = short.teacher_actions
+    full = jax.tree.map(lambda leaf: stretch(leaf, 0), short.replace(teacher_actions=None))
+    return full if labels is None else full.replace(teacher_actions=stretch(labels, -3))

@@ -3,7 +3,8 @@ r"""Where an iteration's time goes and what bounds it.
     python -m rpd_jax.profile --config=configs/push_cube_sparse.py [--iterations=2] [--config.FIELD=VALUE ...]
 
 Runs a few iterations as train.py would, with a fresh student and without a run directory. The time in which the
-environments simulate and draw is split into waiting for them and the student's own forward passes. `cores` is the
+environments simulate and draw is split into waiting for them and the student's own forward passes; where labelling
+overlaps with it (`teacher.overlap`), "label" is the rest that they wait for. `cores` is the
 processor time per second, of this process and of the environments' workers: on a machine with other load it tells
 whether a stage computes or waits. The update's arithmetic is compared with the device's rate in large matrix products.
 """
@@ -28,9 +29,9 @@ from rpd_jax import profiles, rollout
 from rpd_jax.command_line import read_config, run_command
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.labelling import Labeller
 from rpd_jax.learner import Learner
 from rpd_jax.networks import ActorCritic
-from rpd_jax.tasks import find_task
 from rpd_jax.teachers import load_teacher
 
 STAGES = ("simulate+render", "student acts", "label", "update")
@@ -94,11 +95,11 @@ def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
     """Runs 1 + `iterations` iterations of a resolved config and measures all but the first, which compiles."""
     with contextlib.ExitStack() as stack:
         learner = Learner(ActorCritic.from_config(config.student), config)
-        teacher = load_teacher(config) if learner.num_samples else None
-        if teacher:
-            stack.callback(teacher.close)
+        labeller = None
+        if learner.num_samples:
+            labeller = Labeller(load_teacher(config), config, learner)
+            stack.callback(labeller.teacher.close)
         envs = TimedEnvs(stack.enter_context(make_vector_env(config.env)))
-        instruction = config.teacher.instruction or find_task(config.env.task).instruction
         position = rollout.start(envs, 0)
         state = learner.init(jax.random.key(config.seed), position.rgb, position.state)
         replay = learner.create_replay(envs.action_dim, envs.state_dim)
@@ -107,19 +108,18 @@ def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
                 times, envs.seconds = StageTimes(getattr(envs, "worker_pids", [])), 0.0
             keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), iteration), 3)
             with times.stage("simulate+render"):
+                on_frames = labeller.begin(keys[1]) if labeller else None
                 frames, position, _ = rollout.collect(
-                    envs, learner, state.params, position, config.ppo.rollout_steps, keys[0]
+                    envs, learner, state.params, position, config.ppo.rollout_steps, keys[0], on_frames=on_frames
                 )
                 jax.block_until_ready(frames)
             times.clock["student acts"] += times.clock["simulate+render"] - envs.seconds
             times.clock["simulate+render"] = envs.seconds
             with times.stage("label"):
-                if teacher:
-                    averaged, sets = config.distill.averaged, learner.label_sets
-                    frames = rollout.label(frames, teacher, instruction, keys[1], learner.num_samples, averaged, sets)
-                    jax.block_until_ready(frames.teacher_actions)
+                if labeller:
+                    frames = jax.block_until_ready(labeller.label(frames))
             with times.stage("update"):
-                if teacher:
+                if labeller:
                     replay = learner.extend_replay(replay, frames)
                 state, metrics = learner.update(state, frames, keys[2], replay=replay)
                 jax.block_until_ready(metrics)

@@ -20,6 +20,7 @@ _CHOICES = {
     "teacher.name": ("octo", "openvla"),
     "teacher.precision": ("float32", "bfloat16"),
     "teacher.refresh": ("rollout", "epoch"),
+    "teacher.overlap": ("auto", "on", "off"),
     "distill.schedule": ("constant", "cosine"),
 }
 
@@ -66,8 +67,18 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _fill(config, profiles[config.profile])
     if config.env.backend == "auto":
         config.env.backend = "gpu" if has_cuda() else "cpu"
+    if config.teacher.overlap == "auto":
+        config.teacher.overlap = "on" if _teacher_has_own_hardware(config) else "off"
     _validate(config)
     return config
+
+
+def _teacher_has_own_hardware(config: ConfigDict) -> bool:
+    """True if something of the teacher's hardware is idle while the environments step."""
+    simulators = {"cpu"} if config.env.backend == "cpu" else {"cuda", "cuda:0"}
+    default_device = "cuda" if has_cuda() else "cpu"
+    devices = config.teacher.devices if config.teacher.name == "openvla" else ("auto",)
+    return any((default_device if device == "auto" else device) not in simulators for device in devices)
 
 
 def departures(config: ConfigDict, profile: ConfigDict, prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""One rollout: the student steps all environments, then the teacher labels the frames it saw."""
+"""One rollout: the student steps all environments."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import numpy as np
 
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.learner import Learner, Rollout
-from rpd_jax.teachers import Teacher
 
 # Frames of ended episodes whose value is computed in one call; a fixed size, so that it compiles once.
 _FINAL_VALUE_BATCH = 32
@@ -38,6 +37,7 @@ def collect(
     num_steps: int,
     key: jax.Array,
     check_stop: Callable[[], None] = lambda: None,
+    on_frames: Callable[[jax.Array | np.ndarray], None] | None = None,
 ) -> tuple[Rollout, Position, dict[str, np.ndarray]]:
     """Steps all N environments `num_steps` times with sampled actions.
 
@@ -49,11 +49,14 @@ def collect(
         num_steps: T.
         key: of the sampled actions.
         check_stop: called once per step; may raise to leave early.
+        on_frames: called with each step's frames uint8 [N, H, W, 3], while the environments wait for its return: it
+            should only begin what it does.
 
     Returns:
         The rollout without teacher labels; the next position; success, return and length (float32 [K] each) of the K
         episodes that ended.
     """
+    on_host = jax.default_backend() == "cpu"
     frames = _FrameBuffer(num_steps)
     columns: dict[str, list] = {
         name: [] for name in ("state", "actions", "logprobs", "values", "rewards", "dones", "valid")
@@ -63,9 +66,16 @@ def collect(
     keys = jax.random.split(key, num_steps)
     for t in range(num_steps):
         check_stop()
-        frames.add(position.rgb)
-        action, logprob, value = learner.policy_step(params, position.rgb, position.state, keys[t])
-        step = envs.step(jnp.clip(action, -1.0, 1.0))
+        # To an accelerator each frame goes once.
+        rgb = position.rgb if on_host else jnp.asarray(position.rgb)
+        frames.add(rgb)
+        action, logprob, value = learner.policy_step(params, rgb, position.state, keys[t])
+        clipped = jnp.clip(action, -1.0, 1.0)
+        if on_frames is not None:
+            # Else the action would wait for what is begun here.
+            jax.block_until_ready(clipped)
+            on_frames(rgb)
+        step = envs.step(clipped)
         for name, row in (
             ("state", position.state),
             ("actions", action),
@@ -105,38 +115,6 @@ def collect(
         valid=jnp.asarray(valid),
     )
     return rollout, position, {name: np.array(values, np.float32) for name, values in episodes.items()}
-
-
-def label(
-    rollout: Rollout,
-    teacher: Teacher,
-    instruction: str,
-    key: jax.Array,
-    num_samples: int,
-    averaged: int = 1,
-    label_sets: int = 1,
-) -> Rollout:
-    """Returns the rollout with `teacher_actions`: each of its frames looked at once by the teacher.
-
-    Args:
-        rollout: T steps of N environments.
-        teacher: labels the frames.
-        instruction: what the teacher is told to do.
-        key: of the teacher's samples.
-        num_samples: S.
-        averaged: each label is the mean of so many of the teacher's samples; more of them, less noise in the label.
-        label_sets: E, independent labels of each frame, one for each update epoch: what calling the teacher in every
-            epoch would give.
-
-    Returns:
-        the rollout with labels float32 [S, T, N, A], or [E, S, T, N, A] where E > 1: 4·E·S·T·N·A bytes.
-    """
-    num_steps, num_envs, *frame_shape = rollout.rgb.shape
-    frames = rollout.rgb.reshape(num_steps * num_envs, *frame_shape)
-    actions = teacher.act(frames, instruction, key, label_sets * num_samples * averaged)
-    sets = (label_sets,) if label_sets > 1 else ()
-    actions = actions.reshape(averaged, *sets, num_samples, num_steps, num_envs, -1).mean(axis=0)
-    return rollout.replace(teacher_actions=actions)
 
 
 def cut_lost_steps(

@@ -12,6 +12,7 @@ from rpd_jax.errors import UserError
 FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
 FREE_FIELDS += ("log.wandb",)
 FREE_FIELDS += ("teacher.python", "teacher.devices", "teacher.start_timeout", "teacher.request_timeout")
+FREE_FIELDS += ("teacher.overlap",)
 # Fields that the config.json of an older version does not name, with the value that it stood for.
 _ADDED_FIELDS = {
     "student.precision": "float32",

@@ -1,6 +1,7 @@
 """What a teacher is, and how one is found by name."""
 
 import importlib.resources
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,9 +14,17 @@ EMBEDDED_TEACHER = "octo-nano"
 
 
 class Teacher(Protocol):
-    """A vision-language-action model that labels camera frames."""
+    """A vision-language-action model that labels camera frames.
 
-    def act(self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1) -> jax.Array:
+    Attributes:
+        worthwhile_batch: frames, at least so many of which should be looked at together.
+    """
+
+    worthwhile_batch: int
+
+    def act(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+    ) -> jax.Array:
         """Returns actions for frames; deterministic given `key`.
 
         Args:
@@ -23,10 +32,17 @@ class Teacher(Protocol):
             instruction: the sentence that all B frames share.
             key: JAX random key.
             num_samples: actions drawn per frame, S.
+            first_frame: number of the first frame; the samples of frame i follow from `key` and `first_frame` + i, so
+                that parts of a batch get the same ones as the whole.
 
         Returns:
             float32 [S, B, 7] in the environment's convention: translation, rotation and gripper in [-1, 1].
         """
+
+    def begin(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+    ) -> Callable[[], jax.Array]:
+        """Like `act`, but returns as soon as the work has begun: a function that waits for the actions."""
 
     def close(self) -> None:
         """Releases processes and memory; further calls of `act` are errors."""

@@ -17,13 +17,13 @@ from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.errors import UserError
 from rpd_jax.estimate import estimate_seconds
 from rpd_jax.interruption import Interrupted, StopRequest
+from rpd_jax.labelling import Labeller
 from rpd_jax.learner import Learner
 from rpd_jax.metrics import MetricsLog, StageClock
 from rpd_jax.networks import ActorCritic
 from rpd_jax.report.figures import plot_run
 from rpd_jax.run_directory import open_run
 from rpd_jax.sharding import make_mesh
-from rpd_jax.tasks import find_task
 from rpd_jax.teachers import load_teacher
 
 
@@ -81,7 +81,6 @@ class Trainer:
             stack: closes what the trainer opened.
         """
         self.config, self.workdir, self.console = config, workdir, console
-        self.instruction = config.teacher.instruction or find_task(config.env.task).instruction
         self.batch = config.env.num_envs * config.ppo.rollout_steps
         self.num_iterations = config.total_steps // self.batch
         self.root_key = jax.random.key(config.seed)
@@ -89,9 +88,10 @@ class Trainer:
         mesh = make_mesh(config.env.num_envs, config.distill.replay)
         self.num_devices = jax.device_count()
         self.learner = Learner(ActorCritic.from_config(config.student), config, mesh)
-        self.teacher = load_teacher(config) if self.learner.num_samples else None
-        if self.teacher:
-            stack.callback(self.teacher.close)
+        self.labeller = None
+        if self.learner.num_samples:
+            self.labeller = Labeller(load_teacher(config), config, self.learner)
+            stack.callback(self.labeller.teacher.close)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         stack.callback(self.checkpoints.close)
         self.envs = stack.enter_context(make_vector_env(config.env, config.env.num_envs // jax.process_count()))
@@ -110,9 +110,7 @@ class Trainer:
         try:
             with processes.together():
                 teacher = self._measure_teacher() if processes.is_first() else None
-            seconds = estimate_seconds(
-                self.config, self.envs, self.learner, self.teacher, self.instruction, self.stop.check
-            )
+            seconds = estimate_seconds(self.config, self.envs, self.learner, self.labeller, self.stop.check)
             self.console.estimate(seconds * (self.num_iterations - self.iteration))
             student = self._iterate()
         except (Interrupted, UserError) as reason:
@@ -177,6 +175,8 @@ class Trainer:
             with clock.stage("simulate+render"):
                 if position is None:
                     position = rollout.start(self.envs, self._seed("train", self.iteration))
+                labeller = self.labeller if coef > 0.0 else None
+                on_frames = labeller.begin(processes.own_key(teacher_key)) if labeller else None
                 frames, position, episodes = rollout.collect(
                     self.envs,
                     self.learner,
@@ -185,19 +185,11 @@ class Trainer:
                     config.ppo.rollout_steps,
                     processes.own_key(policy_key),
                     self.stop.check,
+                    on_frames,
                 )
             with clock.stage("label"):
-                if self.teacher and coef > 0.0:
-                    frames = rollout.label(
-                        frames,
-                        self.teacher,
-                        self.instruction,
-                        processes.own_key(teacher_key),
-                        self.learner.num_samples,
-                        config.distill.averaged,
-                        self.learner.label_sets,
-                    )
-                    jax.block_until_ready(frames.teacher_actions)
+                if labeller:
+                    frames = jax.block_until_ready(labeller.label(frames))
             self._refuse(self.learner.nonfinite_input(frames))
         lost = float((~frames.valid).sum())
         with clock.stage("update"):
@@ -245,12 +237,12 @@ class Trainer:
         path = self.workdir / "teacher.json"
         if path.exists():
             return json.loads(path.read_text())
-        if self.teacher is None or not self.config.teacher.eval_episodes:
+        if self.labeller is None or not self.config.teacher.eval_episodes:
             return None
         self.console.say(f"Measuring the teacher over {self.config.teacher.eval_episodes} episodes.")
         episodes = evaluation.run_episodes(
             self.envs,
-            evaluation.teacher_act(self.teacher, self.instruction),
+            evaluation.teacher_act(self.labeller.teacher, self.labeller.instruction),
             self.config.teacher.eval_episodes,
             self._seed("final evaluation"),
             self.config.eval.video_episodes,

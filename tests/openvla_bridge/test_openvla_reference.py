@@ -73,11 +73,13 @@ def test_ids_outside_the_action_range_are_clipped():
 
 
 def test_from_frames_to_actions(policy):
-    np.testing.assert_allclose(policy.predict(IO["images"], "anything")[0], IO["actions"], rtol=0, atol=1e-12)
-    one = policy.predict(IO["images"][2:3], ["anything"], num_samples=3)
+    tokens = policy.predict_tokens(IO["images"], "anything")
+    np.testing.assert_allclose(policy.unnormalize(tokens)[0], IO["actions"], rtol=0, atol=1e-12)
+    one = policy.unnormalize(policy.predict_tokens(IO["images"][2:3], ["anything"], num_samples=3))
     np.testing.assert_allclose(one, np.broadcast_to(IO["actions"][2], (3, 1, 7)), rtol=0, atol=1e-12)
-    environment, other = policy.act(IO["images"], "anything")
-    assert other == 0
+    assert policy.count_other(tokens) == 0
+    assert policy.count_other(np.array([31743, 31744, 31999, 32000])) == 2
+    environment = policy.environment_actions(tokens)
     np.testing.assert_allclose(environment[0, :, :6], np.clip(IO["actions"][:, :6], -1, 1), rtol=0, atol=1e-12)
     np.testing.assert_allclose(environment[0, :, 6], np.clip(2 * IO["actions"][:, 6] - 1, -1, 1), rtol=0, atol=1e-12)
 
@@ -127,7 +129,7 @@ def test_logits_that_are_not_finite_are_refused():
     broken = load_policy("tiny_bridge")
     broken.model.projector.fc1.weight[0, 0] = torch.nan
     with pytest.raises(BridgeError, match="logits are not finite"):
-        broken.predict(IO["images"][:1], "x")
+        broken.predict_tokens(IO["images"][:1], "x")
 
 
 def test_names_and_shapes_of_the_published_seven_billion_weights():

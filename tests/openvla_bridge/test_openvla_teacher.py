@@ -74,7 +74,8 @@ def test_actions_are_those_of_the_model_in_this_process(teacher, checkpoint):
     actions = teacher.act(jnp.asarray(FRAMES), "pick up the cube", jax.random.key(0), num_samples=2)
     teacher._temperature = 1.0
     assert isinstance(actions, jax.Array) and actions.dtype == jnp.float32 and actions.shape == (2, 7, 7)
-    expected, _ = OpenVLAPolicy.load(str(checkpoint), "cpu").act(FRAMES, "pick up the cube")
+    policy = OpenVLAPolicy.load(str(checkpoint), "cpu")
+    expected = policy.environment_actions(policy.predict_tokens(FRAMES, "pick up the cube"))
     np.testing.assert_allclose(actions[0], expected[0], atol=1e-6)
     np.testing.assert_array_equal(actions[0], actions[1])
     assert len(np.unique(np.asarray(actions[0]), axis=0)) > 1  # different frames, different actions
@@ -88,6 +89,21 @@ def test_samples_follow_from_the_key_and_the_frame(teacher):
     # Fewer frames, so other batches: frame i keeps its random numbers.
     np.testing.assert_allclose(first[:, :4], teacher.act(FRAMES[:4], "push", jax.random.key(1), num_samples=2))
     assert (first != np.asarray(teacher.act(FRAMES, "push", jax.random.key(2), num_samples=2))).any()
+
+
+def test_batches_may_be_begun_before_others_are_finished(teacher):
+    """More than the ring holds; of two sizes, so that it changes its layout in between; finished in reverse order."""
+    teacher, _ = teacher
+    key, halves = jax.random.key(3), FRAMES[:, ::2, ::2]
+    whole, small = teacher.act(FRAMES, "push", key, 2), teacher.act(halves, "lift", key, 2)
+    parts = [(0, 5), (5, 6), (6, 7)]
+    begun = [teacher.begin(FRAMES[a:b], "push", key, 2, first_frame=a) for a, b in parts]
+    begun.append(teacher.begin(halves, "lift", key, 2))
+    begun.append(teacher.begin(FRAMES, "push", key, 2))
+    *of_parts, of_halves, of_all = [finish() for finish in reversed(begun)][::-1]
+    np.testing.assert_allclose(np.concatenate(of_parts, axis=1), whole, atol=1e-6)
+    np.testing.assert_allclose(of_halves, small, atol=1e-6)
+    np.testing.assert_allclose(of_all, whole, atol=1e-6)
 
 
 def test_frames_that_are_none(teacher):
@@ -119,7 +135,8 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batch_and_says_so(checkpoin
         told.clear()
         process = psutil.Process(worker.process.pid)
         process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + (4 << 20), psutil.RLIM_INFINITY))
-        expected, _ = OpenVLAPolicy.load(str(checkpoint), "cpu").act(frames, "push")
+        policy = OpenVLAPolicy.load(str(checkpoint), "cpu")
+        expected = policy.environment_actions(policy.predict_tokens(frames, "push"))
         np.testing.assert_allclose(label(16), expected, atol=1e-6)
         assert told and "out of memory with 16 frames at a time; continues with 8" in told[0]
     finally:

@@ -19,6 +19,7 @@ def test_a_run_with_openvla_as_the_teacher(checkpoint, tmp_path):
         "teacher.checkpoint": checkpoint,
         "teacher.devices": "('cpu',)",
         "teacher.eval_episodes": 0,
+        "teacher.overlap": "on",
         "total_steps": 32,
         "env.num_envs": 2,
         "env.workers": 1,

@@ -130,6 +130,16 @@ def test_the_real_worker_killed_or_stopped_in_the_middle_of_requests(clean, numb
         worker.submit_echo(FRAMES[:4])
 
 
+def test_a_worker_killed_between_the_beginning_and_the_end_of_a_batch(rogue, clean):
+    teacher = OpenVLATeacher("/nowhere", python=rogue("slower"), devices=("cpu",), batch_size=4)
+    first, second = (teacher.begin(FRAMES, "push", jax.random.key(0)) for _ in range(2))
+    os.kill(teacher.worker_pids[0], signal.SIGKILL)
+    with pytest.raises(UserError, match=r"OpenVLA worker 0 \(cpu\) was killed by SIGKILL"):
+        first()
+    with pytest.raises(UserError, match="closed: load it again"):
+        second()
+
+
 def test_signals_to_the_process_group_do_not_reach_the_worker(clean):
     worker = WorkerProcess("worker")
     worker.greet()
