@@ -123,6 +123,11 @@ def _validate(config: ConfigDict) -> None:
             raise UserError(f"{path}={_get(config, path)} must be at least 1.")
     if not 0.0 < config.env.mesh_detail <= 1.0:
         raise UserError(f"env.mesh_detail={config.env.mesh_detail} must lie in (0, 1]; 1.0 draws every triangle.")
+    for name in ("eye_offset", "target_offset"):
+        if len(config.env.camera[name]) != 3:
+            raise UserError(
+                f"env.camera.{name}={config.env.camera[name]} must be three numbers (metres), such as (0.0, 0.2, 0.0)."
+            )
     batch = config.env.num_envs * config.ppo.rollout_steps
     if batch < 2 * config.ppo.num_minibatches:
         raise UserError(

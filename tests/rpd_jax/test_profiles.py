@@ -61,6 +61,7 @@ def test_explicit_values_win_over_the_profile():
         ("student.observation", "rbg", "did you mean 'rgb'"),
         ("ppo.num_minibatches", 1000, "is too many"),
         ("env.mesh_detail", 1.5, "env.mesh_detail"),
+        ("env.camera.eye_offset", (0.2,), r"env.camera.eye_offset=\(0.2,\) must be three numbers"),
         ("total_steps", 10, "less than one iteration"),
         ("distill.replay", 0, "go together"),
         ("profile", "laptop", "profile='laptop'"),
@@ -68,11 +69,7 @@ def test_explicit_values_win_over_the_profile():
 )
 def test_values_that_cannot_work_are_refused_by_name(field, value, sentence):
     config = default.get_config()
-    part, name = config, field
-    if "." in field:
-        group, name = field.split(".")
-        part = config[group]
-    part[name] = value
+    config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=sentence):
         profiles.resolve(config)
 
