@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.evaluation import Act, Episodes, run_episodes, write_video
+from rpd_jax.markdown import markdown_table
 from rpd_jax.tasks import Task
 
 COLUMNS = ("task", "trained on in the paper", "success", "95% interval", "mean reward", "mean length", "episodes")
@@ -104,8 +105,7 @@ def write_tables(folder: Path, name: str, settings: dict, rows: Sequence[dict], 
         actions: a sentence on which actions were executed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(_cells, rows)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    table = markdown_table(COLUMNS, map(_cells, rows))
     note = (
         f"{actions} Reward: normalised dense reward per step, mean over episodes; ± and brackets: 95% intervals.\n"
     ).lstrip()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rpd_jax.export import latency
+from rpd_jax.markdown import markdown_table
 
 _TEXT = """# {task}: student of {run}
 
@@ -42,9 +43,7 @@ def write_readme(folder: Path, run: str | Path, rows: Sequence[tuple[str, ...]])
         meaning=description["actions"]["meaning"],
     )
     if rows:
-        lines = [latency.COLUMNS, ("---",) * len(latency.COLUMNS), *rows]
-        table = "\n".join(f"| {' | '.join(row)} |" for row in lines)
-        text += f"\nOne frame at a time, on {latency.machine()}:\n\n{table}\n"
+        text += f"\nOne frame at a time, on {latency.machine()}:\n\n{markdown_table(latency.COLUMNS, rows)}\n"
     (folder / "README.md").write_text(text)
 
 

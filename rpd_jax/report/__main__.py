@@ -1,7 +1,8 @@
 """Runs side by side: python -m rpd_jax.report RUNS... [-o report/] [--thresholds=0.5,0.8] [--videos=1]
 
-RUNS are run directories, or directories of them. Writes report.html, which holds everything and needs no network, and
-its pictures as PNGs. Runs may still be going on: the same command brings the page up to date.
+RUNS are run directories, or directories of them. Writes report.html, which holds everything and needs no network, its
+pictures as PNGs, and its tables of success as success.md. Runs may still be going on: the same command brings all up to
+date.
 """
 
 from absl import flags

@@ -51,7 +51,8 @@ def plot_curves(panel: Panel, kind: str, path: Path) -> None:
         axes.axhline(scale * value, color=_TEACHER, linestyle="--", linewidth=1.2, label=label)
     ylabel = "success in %" if kind == "success" else "return per episode"
     axes.set(title=panel.title, xlabel="environment steps", ylabel=ylabel)
-    axes.set_xlim(left=0)
+    # To the end of the longest run, also while it is going on.
+    axes.set_xlim(0, 1.02 * max(run.total_steps for run in panel.runs))
     if kind == "success":
         axes.set_ylim(-3, 103)
     axes.xaxis.set_major_formatter(FuncFormatter(_short_number))

@@ -14,6 +14,7 @@ import numpy as np
 
 from rpd_jax.errors import UserError
 from rpd_jax.evaluation import wilson_interval
+from rpd_jax.markdown import markdown_table
 from rpd_jax.report import figures, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
 from rpd_jax.run_directory import FREE_FIELDS
@@ -29,7 +30,7 @@ def write_report(
     title: str = "Training runs",
     command: str = "",
 ) -> Path:
-    """Writes report.html and its PNGs.
+    """Writes report.html, its PNGs, and its tables of success as success.md.
 
     Args:
         runs: at least one.
@@ -60,6 +61,15 @@ def write_report(
     if aggregates:
         algorithms = {one.name: one.algorithm for one in series.values()}
         figures.plot_intervals(aggregates, algorithms, folder / "final.png")
+    final = [(name, *_final_cells(one, panel_of[name])) for name, one in series.items()]
+    efficiency = [(name, *_efficiency_cells(one, thresholds)) for name, one in series.items()]
+    rates = [f"{threshold:.0%}" for threshold in thresholds]
+    tables = [
+        f"# {title}",
+        markdown_table(["final success", "student", "95% interval", "teacher", "finished seeds"], final),
+        markdown_table(["environment steps until a success of", *rates], efficiency),
+    ]
+    (folder / "success.md").write_text("\n\n".join(tables) + "\n")
     fields = differing_fields(runs, (*FREE_FIELDS, "seed"))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = (importlib.resources.files("rpd_jax.report") / "page.html").read_text()
@@ -69,15 +79,15 @@ def write_report(
         command=command,
         unfinished=sum(run.results is None for run in runs),
         panels=[_panel_pictures(panel, folder) for panel in panels],
-        final=[(name, *_final_cells(one, panel_of[name])) for name, one in series.items()],
+        final=final,
         aggregates=[
             (name, f"{values['iqm']:.1%}", _interval(values["low"], values["high"]), values["runs"])
             for name, values in aggregates.items()
         ],
         shared=shared,
         intervals=_data(folder / "final.png") if aggregates else "",
-        thresholds=[f"{threshold:.0%}" for threshold in thresholds],
-        efficiency=[(name, *_efficiency_cells(one, thresholds)) for name, one in series.items()],
+        thresholds=rates,
+        efficiency=efficiency,
         time=_data(folder / "time.png"),
         speeds=[_speed_row(name, series[name], seconds[name]) for name in series],
         runs=[_run_row(run) for run in runs],
