@@ -63,7 +63,7 @@ def _stretch(short: rollout.Rollout, num_steps: int) -> rollout.Rollout:
 
     def stretch(leaf: jax.Array, axis: int) -> jax.Array:
         # next_done, next_value: no time axis
-        return leaf if leaf.ndim < 2 else jnp.asarray(np.take(leaf, steps, axis))
+        return leaf if leaf.ndim < 2 else jnp.asarray(np.take(np.asarray(leaf), steps, axis))
 
     labels = short.teacher_actions
     full = jax.tree.map(lambda leaf: stretch(leaf, 0), short.replace(teacher_actions=None))

@@ -47,9 +47,12 @@ class Job:
 def training(
     names: Sequence[str], algorithms: Sequence[str], seeds: int, settings: Mapping[str, object] | None = None
 ) -> list[Job]:
-    """Training runs: every config of configs/ by its name, with every algorithm and seeds 0 ... seeds − 1."""
+    """Training runs: every config of configs/ by its name, with every algorithm and seeds 0 ... seeds − 1.
+
+    All of one seed come before those of the next, so that what is finished can be compared at any time.
+    """
     jobs = []
-    for name, algorithm, seed in itertools.product(names, algorithms, range(seeds)):
+    for seed, name, algorithm in itertools.product(range(seeds), names, algorithms):
         all_settings = {**(settings or {}), "algorithm": algorithm, "seed": seed}
         flags = (f"--config=configs/{name}.py",)
         jobs.append(Job(f"{name}-{algorithm}-seed{seed}", ("train.py",), flags, "workdir", name, all_settings))
