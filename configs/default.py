@@ -85,7 +85,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.distill.coef_final = config_dict.placeholder(float)
     c.distill.anneal_steps = config_dict.placeholder(int)
     c.distill.num_samples = 10  # teacher samples per frame for ppd; the other algorithms take one
-    c.distill.averaged = config_dict.placeholder(int)  # each label is the mean of so many teacher samples
+    c.distill.averaged = config_dict.placeholder(int)  # each label is the mean of so many teacher samples; not for ppd
     c.distill.std_floor = 0.01  # ppd: the least standard deviation of the teacher's samples
     c.distill.replay = config_dict.placeholder(int)  # labelled frames kept for the distillation term; 0: none
     c.distill.replay_batch = config_dict.placeholder(int)  # kept frames added to each minibatch's distillation term

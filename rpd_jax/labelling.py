@@ -27,9 +27,10 @@ class Labeller:
         self.teacher = teacher
         self.instruction = config.teacher.instruction or find_task(config.env.task).instruction
         self._overlap = config.teacher.overlap == "on"
-        # Each label is the mean of so many samples; E sets of S labels.
-        self._averaged = config.distill.averaged
+        # E sets of S labels, each the mean of so many of the teacher's samples. Where a loss reads their spread (ppd),
+        # means of several would be too close together.
         self._sets, self._samples = learner.label_sets, learner.num_samples
+        self._averaged = config.distill.averaged if self._samples == 1 else 1
 
     def begin(self, key: jax.Array) -> Callable[[jax.Array], None] | None:
         """Begins a rollout.

@@ -80,6 +80,19 @@ def test_the_same_labels_during_the_rollout_and_after_it(collected, algorithm, r
         assert np.abs(np.diff(labels["on"], axis=axis)).max() > 1e-3
 
 
+def test_ppd_gets_the_teacher_s_own_spread(collected):
+    """Means of several samples would be closer together; a label of the other algorithms is such a mean."""
+    frames, _ = collected
+    labels, teacher = {}, load_teacher(make_config())
+    for algorithm, averaged in (("ppd", 1), ("ppd", 4), ("rpd_mse", 4)):
+        config = make_config(**{"algorithm": algorithm, "distill.averaged": averaged, "distill.num_samples": 4})
+        labeller = Labeller(teacher, config, Learner(ActorCritic.from_config(config.student), config))
+        labeller.begin(jax.random.key(1))
+        labels[algorithm, averaged] = np.asarray(labeller.label(frames).teacher_actions)
+    np.testing.assert_array_equal(labels["ppd", 4], labels["ppd", 1])
+    np.testing.assert_allclose(labels["rpd_mse", 4], labels["ppd", 1].mean(axis=0, keepdims=True), atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "overlap"),
     [
