@@ -115,5 +115,7 @@ def _error(job: Job, folder: Path, handle: submitit.Job) -> str:
         record = read_record(folder, job)
         if record is not None and record["state"] == "failed":
             return record["error"]
+        if record is not None and record["state"] == "stopped":
+            return "it was stopped; the same command continues it"
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return ""

@@ -148,6 +148,15 @@ def test_a_job_at_its_time_limit_saves_is_queued_again_and_continues(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_job_that_somebody_else_stopped_is_told_as_such(tmp_path):
+    job = Job("long", ("-c", SCRIPT.replace("time.sleep(300)", "save()")), (), "workdir")  # as if SIGTERM had come
+    told = []
+    launch_local([job], tmp_path, 1, 0.1, on_end=lambda job, error: told.append(error))
+    assert told == ["it was stopped; the same command continues it"]
+    assert read_status([job], tmp_path)[0].state == STOPPED
+
+
+@pytest.mark.slow
 def test_ctrl_c_lets_the_jobs_save_and_ends_quietly(tmp_path):
     (tmp_path / "file.py").write_text(
         f"from rpd_jax.sweep.grid import Job\n\n\ndef get_sweep(scale):\n"
