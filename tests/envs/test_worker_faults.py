@@ -1,3 +1,4 @@
+import json
 import os
 import pathlib
 import signal
@@ -24,10 +25,6 @@ def _workers(env) -> list[psutil.Process]:
 def _gone(processes, seconds=10.0) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     return not alive
-
-
-def _shared_memory() -> set[str]:
-    return {path.name for path in pathlib.Path("/dev/shm").iterdir()} if os.path.isdir("/dev/shm") else set()
 
 
 def test_a_killed_worker_is_named_and_the_others_end():
@@ -138,23 +135,27 @@ def test_a_worker_that_never_gives_the_gil_back_ends_with_its_parent():
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit()"])
 def test_no_end_of_the_parent_leaves_anything_behind(end):
+    """Shared memory with a name is mapped from /dev/shm; other processes' names there are none of ours."""
     script = f"""
-        import os, signal, sys
+        import json, os, signal, sys
+        import psutil
         from rpd_jax.envs.cpu_env import CpuVectorEnv
         env = CpuVectorEnv({TASK!r}, 1, max_episode_steps=50, workers=1)
         env.reset(0)
-        print(*env.worker_pids, flush=True)
+        maps = [each.path for pid in (os.getpid(), *env.worker_pids) for each in psutil.Process(pid).memory_maps()]
+        print(json.dumps(dict(workers=env.worker_pids, maps=maps)), flush=True)
         env.step_async([[0.0] * 7])
         {end}
     """
-    before = _shared_memory()
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300)
-    pid = int(run.stdout)
+    told = json.loads(run.stdout)
+    (pid,) = told["workers"]
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.1)
-    assert _shared_memory() <= before
+    assert any("rpd_jax.envs" in path for path in told["maps"])
+    assert [path for path in told["maps"] if path.startswith("/dev/shm/") and pathlib.Path(path).exists()] == []
 
 
 def test_workers_do_not_import_jax():
