@@ -1,5 +1,6 @@
 """What can go wrong with a worker, with real processes: each has its sentence, and nothing is left behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,11 @@ FRAMES = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3
 LAYOUT = RingLayout(slots=2, batch=4, height=4, width=4, samples=1, action_dim=7)
 
 
+def named_memory() -> set[str]:
+    """Shared memory with a name that this process maps; other processes' names in /dev/shm are none of ours."""
+    return {each.path for each in psutil.Process().memory_maps() if each.path.startswith("/dev/shm/")}
+
+
 def open_memory():
     """Memory files of the bridge that this process still holds, open or mapped."""
     files = []
@@ -39,12 +45,12 @@ def open_memory():
 @pytest.fixture
 def clean():
     """Fails a test that leaves children, shared memory or named files behind."""
-    children, named = set(psutil.Process().children()), set(Path("/dev/shm").iterdir())
+    children, named = set(psutil.Process().children()), named_memory()
     yield
     _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - children, timeout=10)
     assert not alive
     assert open_memory() == []
-    assert set(Path("/dev/shm").iterdir()) <= named
+    assert named_memory() <= named
 
 
 @pytest.fixture
@@ -157,25 +163,29 @@ def test_signals_to_the_process_group_do_not_reach_the_worker(clean):
 def test_no_worker_outlives_its_parent(end, stopped):
     """A worker that is stopped cannot read the end of its connection; the kernel's signal ends it."""
     script = f"""
-        import os, signal, sys
+        import json, os, signal, sys
+        import psutil
         from openvla_bridge.ring import RingLayout
         from openvla_bridge.worker_process import WorkerProcess
         worker = WorkerProcess("worker")
         worker.greet()
         worker.attach(RingLayout(2, 4, 4, 4, 1, 7))
-        print(worker.process.pid, flush=True)
+        pid = worker.process.pid
+        maps = [each.path for process in (os.getpid(), pid) for each in psutil.Process(process).memory_maps()]
+        print(json.dumps(dict(pid=pid, maps=maps)), flush=True)
         if {stopped}:
             worker.process.send_signal(signal.SIGSTOP)
         {end}
     """
-    named = set(Path("/dev/shm").iterdir())
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=200)
-    pid = int(run.stdout)
+    told = json.loads(run.stdout)
+    pid = told["pid"]
     deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.1)
-    assert set(Path("/dev/shm").iterdir()) <= named
+    assert any("openvla_bridge" in path for path in told["maps"])
+    assert [path for path in told["maps"] if path.startswith("/dev/shm/") and Path(path).exists()] == []
 
 
 def test_interpreters_that_cannot_do_it(tmp_path, clean):
