@@ -28,9 +28,14 @@ class _Environment:
         self.index = index
         self.env = make_task_env(camera=camera, **task_args)
         self.ignore_terminations = ignore_terminations
+        self.has_moved = False
 
     def reset(self, arrays, seed: int | None) -> None:
-        obs, _ = self.env.reset(seed=seed)
+        # PhysX remembers contacts and how long a body has been at rest beyond a reset, so that one episode in a hundred
+        # differs by what came before it. A sequence of episodes that must follow from its seed begins in a new scene.
+        rebuild = seed is not None and self.has_moved
+        obs, _ = self.env.reset(seed=seed, options={"reconfigure": rebuild})
+        self.has_moved &= not rebuild
         self._write(obs, arrays.rgb, arrays.state)
         self.episode_return = np.float32(0.0)
         self.success = False
@@ -38,6 +43,7 @@ class _Environment:
 
     def step(self, arrays) -> None:
         row = self.index
+        self.has_moved = True
         obs, reward, terminated, truncated, info = self.env.step(np.clip(arrays.action[row], -1.0, 1.0))
         success = bool(info["success"])
         self.length += 1

@@ -83,8 +83,9 @@ class VectorEnv(Protocol):
     def reset(self, seed: int) -> Array:
         """Starts an episode everywhere; returns frames uint8 [N, H, W, 3].
 
-        Environment i's whole sequence of episodes follows from `seed` and i (and the actions) alone; only with
-        several environments in one GPU simulation do later episodes depend on when the others ended.
+        Environment i's whole sequence of episodes follows from `seed` and i (and the actions) alone, on the CPU
+        backend bit for bit; only with several environments in one GPU simulation do later episodes depend on when the
+        others ended.
         """
 
     def step(self, actions: Array) -> Step:

@@ -188,6 +188,19 @@ def test_environments_differ_from_each_other_and_in_every_episode():
     assert len(np.unique(np.concatenate(cubes).round(4), axis=0)) == 15
 
 
+def test_what_came_before_a_reset_leaves_no_trace():
+    """After a reset without a new scene, environment 3's peg moves differently: PhysX remembers its contacts."""
+    rng = np.random.default_rng(8)
+    actions = rng.uniform(-1, 1, (16, 4, 7)).astype(np.float32)
+    with _make("cpu", 4, env_id="LiftPegUpright-v1", reward_mode="sparse") as env:
+
+        def states_after_reset():
+            env.reset(8)
+            return np.stack([env.step(action).state for action in actions])
+
+        np.testing.assert_array_equal(states_after_reset(), states_after_reset())
+
+
 def test_only_ended_episodes_restart():
     """Each of three environments goes through its episodes as it does alone."""
     with _make("cpu", 3, reward_mode="sparse") as env:
