@@ -112,10 +112,10 @@ def _error(job: Job, folder: Path, handle: submitit.Job) -> str:
     try:
         handle.result()
     except Exception as error:
-        record = read_record(folder, job)
-        if record is not None and record["state"] == "failed":
+        record = read_record(folder, job) or {}
+        if record.get("state") == "failed":
             return record["error"]
-        if record is not None and record["state"] == "stopped":
+        if record.get("state") == "stopped":
             return "it was stopped; the same command continues it"
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return ""

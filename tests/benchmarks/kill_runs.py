@@ -129,9 +129,8 @@ def main() -> None:
             output = process.communicate()[0]
             assert process.returncode == 0, output
         for ours, theirs in zip(killed.logged(), whole.logged(), strict=True):
-            differing = {name: (ours.get(name), theirs.get(name)) for name in ours | theirs}
-            differing = {name: pair for name, pair in differing.items() if repr(pair[0]) != repr(pair[1])}
-            assert not differing, f"metrics differ: {differing} in {ours}"
+            differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+            assert not differing, f"metrics differ in {differing}: {ours} and {theirs}"
         pairs = zip(parameters(killed), parameters(whole), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs), "parameters differ"
     Console().print(table)

@@ -1,0 +1,41 @@
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+# Told by a script that has defined `workers`, their process ids.
+_TELL = """
+import json, os, signal, sys
+import psutil
+maps = [each.path for pid in (os.getpid(), *workers) for each in psutil.Process(pid).memory_maps()]
+print(json.dumps({"workers": workers, "maps": maps}), flush=True)
+"""
+
+
+@pytest.fixture
+def assert_leaves_nothing():
+    """A function that runs a script that starts `workers`, and checks that none of them, nor their memory, is left.
+
+    It takes the script, its last lines that end it one way or another, a part of the name of the memory that it must
+    map, and the seconds that its workers may take to end.
+    """
+
+    def check(script: str, end: str, memory: str, seconds: float) -> None:
+        source = textwrap.dedent(script) + _TELL + textwrap.dedent(end)
+        run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
+        told = json.loads(run.stdout)
+        deadline = time.monotonic() + seconds
+        for pid in told["workers"]:
+            while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline, "the worker outlived its parent"
+                time.sleep(0.1)
+        assert any(memory in path for path in told["maps"])
+        # Shared memory with a name is mapped from there; other processes' names are none of ours.
+        assert [path for path in told["maps"] if path.startswith("/dev/shm/") and Path(path).exists()] == []
+
+    return check
