@@ -1,14 +1,17 @@
 """Convolutions in the formulation that is fast on the device at hand, and the resizing of frames."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from rpd_jax import winograd
 
 # On a CPU a few images at a time go through all layers, so that what is between layers stays in a core's second-level
-# cache: about this many bytes of the first layer's input.
-_CHUNK_BYTES = 800_000
+# cache: about this many bytes of the first layer's input in float32.
+_CHUNK_BYTES = 1_600_000
 
 
 def space_to_depth(images: jax.Array, block: int) -> jax.Array:
@@ -19,8 +22,9 @@ def space_to_depth(images: jax.Array, block: int) -> jax.Array:
     return images.reshape(batch, height // block, width // block, block * block * channels)
 
 
+@partial(jax.jit, static_argnames=("strides", "dtype"))
 def conv_stack(
-    frames: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]], strides: Sequence[int], dtype: jnp.dtype
+    frames: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]], strides: tuple[int, ...], dtype: jnp.dtype
 ) -> jax.Array:
     """Convolutions without padding, each followed by a bias and a ReLU, over frames scaled to [0, 1].
 
@@ -35,46 +39,53 @@ def conv_stack(
     Returns:
         [B, H', W', O'] of that dtype.
     """
-    layers = [(kernel.astype(dtype), bias.astype(dtype)) for kernel, bias in layers]
-    divisible = all(len(kernel) % stride == 0 for (kernel, _), stride in zip(layers, strides, strict=True))
-    if jax.default_backend() == "cpu" and divisible:
+    sizes = [len(kernel) / stride for (kernel, _), stride in zip(layers, strides, strict=True)]
+    fits = set(sizes) <= set(winograd.KERNEL_SIZES) and set(strides[1:]) <= {1, 2}
+    if jax.default_backend() == "cpu" and dtype == jnp.float32 and fits:
         return _stack_of_products(frames, layers, strides)
     images = frames.astype(dtype) / 255.0
     for (kernel, bias), stride in zip(layers, strides, strict=True):
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        images = jax.lax.conv_general_dilated(images, kernel, (stride, stride), "VALID", dimension_numbers=dimensions)
-        images = jax.nn.relu(images + bias)
+        images = jax.lax.conv_general_dilated(
+            images, kernel.astype(dtype), (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        images = jax.nn.relu(images + bias.astype(dtype))
     return images
 
 
-# On a CPU, XLA's convolutions reach a third of the speed of its matrix products, and their gradients much less. So a
-# convolution is a product with the matrix of what the kernel sees, and so are its gradients.
+# On a CPU, XLA's convolutions reach a third of the speed of its matrix products, and their gradients much less. So they
+# are computed as matrix products: with blocks of stride×stride pixels as channels, every convolution has stride 1.
 
 
 def _stack_of_products(frames, layers, strides):
-    sizes = [len(kernel) for kernel, _ in layers]
-    products = [(_blocked_kernel(kernel, stride), bias) for (kernel, bias), stride in zip(layers, strides, strict=True)]
-    # Once for all frames: inside the loop it would be computed for every element of the kernel.
-    frames = jax.lax.optimization_barrier(_blocks(frames, sizes[0], strides[0]))
+    kernels = [_blocked_kernel(kernel, stride) for (kernel, _), stride in zip(layers, strides, strict=True)]
+    kernels[0] = kernels[0] / 255.0
+    biases = [bias for _, bias in layers]
+    block = strides[0]
+    blocked_sides = tuple(pixels // block for pixels in frames.shape[1:3])
+    blocks = space_to_depth(_fitted(frames, [side * block for side in blocked_sides]), block)
+    # Once for all frames: inside the loop they would be cut out anew for each product.
+    quarters = jax.lax.optimization_barrier(_quarters_for(kernels[0], blocks, blocked_sides))
 
-    def all_layers(images):
-        for number, (kernel, bias) in enumerate(products):
-            if number:
-                images = _blocks(images, sizes[number], strides[number])
-            images = jax.nn.relu(_product_conv(images, kernel) + bias)
-        return images
+    def all_layers(quarters):
+        sides = blocked_sides
+        for number, (kernel, bias, stride) in enumerate(zip(kernels, biases, strides, strict=True)):
+            if number and stride == 2:
+                sides = tuple(side // 2 for side in sides)
+                side_by_side = jnp.concatenate([*quarters[0], *quarters[1]], axis=-1)
+                quarters = _quarters_for(kernel, side_by_side, sides)
+            elif number:
+                seen = [count + 1 for count in _tiles(kernel, sides)]
+                quarters = [[_fitted(quarter, seen) for quarter in row] for row in quarters]
+            quarters = [[jax.nn.relu(quarter + bias) for quarter in row] for row in winograd.convolve(quarters, kernel)]
+            sides = tuple(side - kernel.shape[1] + 1 for side in sides)
+        return _fitted(winograd.whole_of(quarters), sides)
 
-    batch, *shape = frames.shape
-    limit = max(_CHUNK_BYTES // (4 * np.prod(shape)), 1)
+    batch = len(frames)
+    limit = max(_CHUNK_BYTES // (4 * math.prod(blocks.shape[1:])), 1)
     chunk = max(divisor for divisor in range(1, batch + 1) if batch % divisor == 0 and divisor <= limit)
-    outputs = jax.lax.map(all_layers, frames.reshape(batch // chunk, chunk, *shape))
+    chunks = jax.tree.map(lambda quarter: quarter.reshape(batch // chunk, chunk, *quarter.shape[1:]), quarters)
+    outputs = jax.lax.map(all_layers, chunks)
     return outputs.reshape(batch, *outputs.shape[2:])
-
-
-def _blocks(images, size, stride):
-    """Blocks of stride×stride pixels as channels: a kernel of that stride overlaps them by whole blocks."""
-    height, width = ((pixels - size) // stride * stride + size for pixels in images.shape[1:3])
-    return images if stride == 1 else space_to_depth(images[:, :height, :width], stride)
 
 
 def _blocked_kernel(kernel, stride):
@@ -85,47 +96,21 @@ def _blocked_kernel(kernel, stride):
     return kernel.transpose(5, 0, 2, 1, 3, 4).reshape(features, size // stride, size // stride, -1)
 
 
-@jax.custom_vjp
-def _product_conv(images, kernel):
-    features, size = kernel.shape[:2]
-    rows, columns = (pixels - size + 1 for pixels in images.shape[1:3])
-    product = _seen(images, size, kernel.dtype) @ kernel.reshape(features, -1).T
-    return product.reshape(len(images), rows, columns, features)
+def _tiles(kernel, sides):
+    """How many pairs of outputs a blocked kernel has along each side."""
+    return [(side - kernel.shape[1] + 2) // 2 for side in sides]
 
 
-def _forward(images, kernel):
-    return _product_conv(images, kernel), (images, kernel)
+def _quarters_for(kernel, images, sides):
+    """The quarters that a blocked kernel needs of images; it does not look at what is beyond `sides`."""
+    return winograd.quarters_of(_fitted(images, [2 * count + 2 for count in _tiles(kernel, sides)]))
 
 
-def _backward(residuals, grads):
-    images, kernel = residuals
-    features, size = kernel.shape[:2]
-    flat = grads.reshape(-1, features)
-    # Gradients times images, in this order, is twice as fast as the other way round.
-    over_positions = (((0,), (0,)), ((), ()))
-    kernel_grads = jax.lax.dot_general(flat, _seen(images, size, kernel.dtype), over_positions).reshape(kernel.shape)
-    if images.dtype == jnp.uint8:
-        return np.zeros(images.shape, jax.dtypes.float0), kernel_grads
-    taps = (flat @ kernel.reshape(features, -1)).reshape(*grads.shape[:3], size * size, -1)
-    image_grads = jnp.zeros_like(images)
-    rows, columns = grads.shape[1:3]
-    for tap, (i, j) in enumerate(np.ndindex(size, size)):
-        image_grads = image_grads.at[:, i : i + rows, j : j + columns].add(taps[..., tap, :])
-    return image_grads, kernel_grads
-
-
-_product_conv.defvjp(_forward, _backward)
-
-
-def _seen(images, size, dtype):
-    """What the kernel sees at each place, scaled to [0, 1] if of bytes: [B·H'·W', k·k·C]."""
-    rows, columns = (pixels - size + 1 for pixels in images.shape[1:3])
-    matrix = jnp.zeros((len(images), rows, columns, size * size, images.shape[-1]), dtype)
-    for tap, (i, j) in enumerate(np.ndindex(size, size)):
-        window = images[:, i : i + rows, j : j + columns]
-        window = window.astype(dtype) / 255.0 if images.dtype == jnp.uint8 else window
-        matrix = matrix.at[..., tap, :].set(window)  # faster than one concatenation, which selects per element
-    return matrix.reshape(len(images) * rows * columns, -1)
+def _fitted(images, sides):
+    """Images [B, H, W, C] cut to new sides, or with zeros below and to the right."""
+    missing = [max(side - pixels, 0) for side, pixels in zip(sides, images.shape[1:3], strict=True)]
+    padded = jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    return padded[:, : sides[0], : sides[1]]
 
 
 def resize_frames(frames: jax.Array, size: int) -> jax.Array:

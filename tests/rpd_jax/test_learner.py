@@ -134,13 +134,16 @@ def test_update_equals_expected_numbers(algorithm):
         state, make_rollout(learner.num_samples), jax.random.key(0), permutations=order, per_minibatch=True
     )
     expected = EXPECTED[f"{algorithm}/minibatch_metrics"]
+    # A ReLU's input may round to the other side of zero: the gradient then jumps (ppo's norm, at the fourth minibatch,
+    # by 2e-5), and some terms differ by that later on, here in the second epoch.
+    tolerances = np.where(np.arange(6) < 3, 2e-6, 5e-5)
     for column, name in enumerate(METRICS):
-        computed = metrics["minibatches"][name]
-        np.testing.assert_allclose(computed, expected[:, column], rtol=1e-4, atol=2e-6, err_msg=name)
+        difference = np.abs(metrics["minibatches"][name] - expected[:, column])
+        assert np.all(difference <= tolerances + 1e-4 * np.abs(expected[:, column])), (name, difference)
     assert metrics["optimizer_steps"] == state.optimizer_steps == 6
     for name, weight in params_to_torch(state.params).items():
         final = {key: EXPECTED[f"{algorithm}/final/{name}/{key}"] for key in ("head", "l2", "delta_l2")}
-        # Where a ReLU's input rounds to the other side of zero, single weights move by a part of an Adam step (3e-4).
+        # After such a jump, single weights differ by a part of an Adam step (3e-4).
         np.testing.assert_allclose(weight.ravel()[:16], final["head"], rtol=1e-4, atol=5e-5, err_msg=name)
         assert np.linalg.norm(weight) == pytest.approx(float(final["l2"]), rel=1e-4), name
         change = np.linalg.norm(weight.astype(np.float64) - EXPECTED[f"params/{name}"].reshape(weight.shape))
