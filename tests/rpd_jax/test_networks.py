@@ -39,6 +39,23 @@ def test_convolutions_and_their_gradients_are_torchs(height, strides):
         np.testing.assert_allclose(bias_grad, bias.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_convolutions_are_no_further_from_float64_than_torchs():
+    shapes = [(8, 8, 3, 32), (4, 4, 32, 64), (3, 3, 64, 64)]
+    layers = [(RNG.normal(size=shape) / np.sqrt(np.prod(shape[:3])), RNG.normal(size=shape[3:]) / 8) for shape in shapes]
+    layers = [(kernel.astype(np.float32), bias.astype(np.float32)) for kernel, bias in layers]
+
+    def in_torch(dtype):
+        hidden = torch.tensor(FRAMES.transpose(0, 3, 1, 2)).to(dtype) / 255.0
+        for (kernel, bias), stride in zip(layers, (4, 2, 1), strict=True):
+            kernel = torch.tensor(kernel.transpose(3, 2, 0, 1)).to(dtype)
+            hidden = torch.relu(torch.nn.functional.conv2d(hidden, kernel, torch.tensor(bias).to(dtype), stride))
+        return hidden.permute(0, 2, 3, 1).numpy()
+
+    exact = in_torch(torch.float64)
+    error = lambda output: np.sqrt(np.mean((np.asarray(output, np.float64) - exact) ** 2))  # noqa: E731
+    assert error(conv_stack(FRAMES, layers, (4, 2, 1), jnp.float32)) < 1.5 * error(in_torch(torch.float32))
+
+
 def test_resized_pixel_is_the_mean_over_its_area():
     frames = np.zeros((1, 4, 4, 3), np.uint8)
     frames[0, :2, :2, 0] = [[10, 20], [30, 41]]
