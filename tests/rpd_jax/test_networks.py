@@ -41,7 +41,9 @@ def test_convolutions_and_their_gradients_are_torchs(height, strides):
 
 def test_convolutions_are_no_further_from_float64_than_torchs():
     shapes = [(8, 8, 3, 32), (4, 4, 32, 64), (3, 3, 64, 64)]
-    layers = [(RNG.normal(size=shape) / np.sqrt(np.prod(shape[:3])), RNG.normal(size=shape[3:]) / 8) for shape in shapes]
+    layers = [
+        (RNG.normal(size=shape) / np.sqrt(np.prod(shape[:3])), RNG.normal(size=shape[3:]) / 8) for shape in shapes
+    ]
     layers = [(kernel.astype(np.float32), bias.astype(np.float32)) for kernel, bias in layers]
 
     def in_torch(dtype):
