@@ -2,7 +2,8 @@
 
 First table: images per second by batch size, and milliseconds per image in preprocessing, vision, prefill and decoding;
 the share of the device's measured matmul rate, and the share of its memory bandwidth with which decoding reads the
-weights. The row "PIL loop" is the way of the published code with this model: Pillow and the model, image by image.
+weights. Below them, loops over single images for comparison: prepared by Pillow ("Pillow"), and with logits at every
+position too ("as published").
 Second table: what it takes to carry a batch to a worker and to hear back, beside a memcpy of the same bytes.
 """
 
@@ -25,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from openvla_bridge.checkpoint import DTYPES, create_model, randomize
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.model_config import ModelConfig, openvla_7b
+from openvla_bridge.one_by_one import pil_preprocess, predict_as_published, predict_with_pil
 from openvla_bridge.policy import OpenVLAPolicy, default_image_settings
-from openvla_bridge.preprocess import ImageSettings
 from openvla_bridge.ring import RingLayout
 from openvla_bridge.text import FixedIds
 from openvla_bridge.worker_process import SLOTS, WorkerProcess
@@ -105,18 +106,6 @@ def measure_ms(device: torch.device, call: Callable[[], Any], repeats: int) -> t
     return 1e3 * statistics.median(clock), 1e3 * statistics.median(processor)
 
 
-def pil_preprocess(settings: ImageSettings, image: np.ndarray) -> torch.Tensor:
-    """The published image processor's way for one image uint8 [H, W, 3]: Pillow and floats, once per backbone."""
-    from PIL import Image
-
-    parts = []
-    for mean, std in zip(settings.means, settings.stds, strict=True):
-        resized = Image.fromarray(image).resize((settings.size, settings.size), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float().div(255.0)
-        parts.append(pixels.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None]))
-    return torch.cat(parts)[None]
-
-
 @torch.inference_mode()
 def profile_batch(
     policy: OpenVLAPolicy, batch: int, image_size: int, repeats: int, peaks: tuple[float, float] | None
@@ -157,26 +146,23 @@ def profile_batch(
     return row
 
 
-def profile_pil_loop(policy: OpenVLAPolicy, batch: int, image_size: int, repeats: int) -> Row:
-    """Measures the same images one after the other, preprocessed by Pillow."""
-    frames = _random_frames(batch, image_size).numpy()
-    ours = policy.preprocess
+def profile_one_by_one(policy: OpenVLAPolicy, frames: int, image_size: int, repeats: int) -> Iterator[Row]:
+    """Measures two loops over single images that Pillow prepares: with our model, and with all that is published."""
+    images = _random_frames(frames, image_size).numpy()
+    settings = policy.preprocess.settings
     preprocess_ms = median_ms(
-        policy.device, lambda: [pil_preprocess(ours.settings, frame).to(policy.device) for frame in frames], repeats
+        policy.device, lambda: [pil_preprocess(settings, image).to(policy.device) for image in images], repeats
     )
-
-    def loop() -> None:
-        for frame in frames:
-            policy.unnormalize(policy.predict_tokens(frame[None], INSTRUCTION))
-
-    try:
-        policy.preprocess = lambda images: pil_preprocess(ours.settings, images[0].numpy()).to(policy.device)
-        total_ms, cpu_ms = measure_ms(policy.device, loop, repeats)
-    finally:
-        policy.preprocess = ours
     nan = float("nan")
-    rate = 1e3 * batch / total_ms
-    return Row("PIL loop", batch, rate, preprocess_ms / batch, nan, nan, nan, total_ms / batch, cpu_ms / batch)
+    for path, predict in (("Pillow", predict_with_pil), ("as published", predict_as_published)):
+
+        def loop(predict=predict) -> None:
+            for image in images:
+                policy.unnormalize(predict(policy, image, INSTRUCTION))
+
+        total_ms, cpu_ms = measure_ms(policy.device, loop, repeats)
+        rate = 1e3 * frames / total_ms
+        yield Row(path, 1, rate, preprocess_ms / frames, nan, nan, nan, total_ms / frames, cpu_ms / frames)
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[float, float]:
@@ -245,7 +231,7 @@ def profile(
     for batch in batches:
         yield profile_batch(policy, batch, image_size, repeats, peaks)
     if pil:
-        yield profile_pil_loop(policy, max(batches), image_size, repeats)
+        yield from profile_one_by_one(policy, max(batches), image_size, repeats)
 
 
 def _random_frames(count: int, size: int) -> torch.Tensor:
@@ -300,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=256, help="side of the camera's frames, pixels")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
     parser.add_argument("--transport-frames", type=int, default=64, help="frames of the transport's measurement")
-    parser.add_argument("--no-pil", action="store_true", help="leave out the image-by-image loop with Pillow")
+    parser.add_argument("--no-pil", action="store_true", help="leave out the loops over single images with Pillow")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     flags = parser.parse_args(argv)
     if flags.threads:

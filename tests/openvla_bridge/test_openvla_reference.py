@@ -11,6 +11,7 @@ from openvla_bridge.actions import bin_centers, choose_statistics, tokens_to_bin
 from openvla_bridge.checkpoint import create_model, load_model
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.model_config import openvla_7b
+from openvla_bridge.one_by_one import predict_as_published, predict_with_pil
 from openvla_bridge.policy import OpenVLAPolicy
 from openvla_bridge.preprocess import read_image_settings
 from openvla_bridge.text import FixedIds, build_prompt, with_empty_token
@@ -53,6 +54,12 @@ def test_every_intermediate_of_a_batch_is_that_of_the_published_loop(policy):
     model.language_model.lm_head._forward_hooks.clear()
     assert_close(torch.stack(steps, 1)[..., 31744:32000], "step_action_logits", 2e-5)
     np.testing.assert_array_equal(tokens[0], IO["action_tokens"])
+
+
+@pytest.mark.parametrize("predict", [predict_with_pil, predict_as_published])
+def test_what_a_batch_is_timed_against_finds_the_same_tokens(policy, predict):
+    tokens = [predict(policy, image, "anything") for image in IO["images"]]
+    np.testing.assert_array_equal(tokens, IO["action_tokens"])
 
 
 @pytest.mark.parametrize("key", ["tiny_bridge", "tiny_bridge_1", "tiny_bridge_2"])
