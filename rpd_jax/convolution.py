@@ -69,7 +69,7 @@ def _stack_of_products(frames, layers, strides):
     def all_layers(quarters):
         sides = blocked_sides
         for number, (kernel, bias, stride) in enumerate(zip(kernels, biases, strides, strict=True)):
-            if number and stride == 2:
+            if number and stride == 2:  # the quarters' channels side by side are blocks of 2×2 pixels
                 sides = tuple(side // 2 for side in sides)
                 side_by_side = jnp.concatenate([*quarters[0], *quarters[1]], axis=-1)
                 quarters = _quarters_for(kernel, side_by_side, sides)
