@@ -3,7 +3,7 @@
 First table: images per second by batch size, and milliseconds per image in preprocessing, vision, prefill and decoding;
 the share of the device's measured matmul rate, and the share of its memory bandwidth with which decoding reads the
 weights. Below them, loops over single images for comparison: prepared by Pillow ("Pillow"), and with logits at every
-position too ("as published").
+position too ("published"). All lines take turns, and are compared with the largest batch.
 Second table: what it takes to carry a batch to a worker and to hear back, beside a memcpy of the same bytes.
 """
 
@@ -13,7 +13,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,22 @@ _STATISTICS = {"random": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7}}}
 
 @dataclasses.dataclass
 class Row:
-    """One line of the first table: milliseconds per image; shares of what the device reaches, None if not measured.
+    """One line of the first table: milliseconds per image; what is not measured is None.
 
-    `cpu_ms` is the processor time of all: on a crowded machine it tells more than the clock.
+    `cpu_ms` is the processor time of all: on a crowded machine it tells more than the clock. `times_batch` is the time
+    per image over that of the largest batch, the median of rounds in which all lines took turns. The shares are of what
+    the device reaches.
     """
 
     path: str
     batch: int
-    images_per_second: float
     preprocess_ms: float
-    vision_ms: float
-    prefill_ms: float
-    decode_ms: float
-    total_ms: float
-    cpu_ms: float
+    vision_ms: float | None = None
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    total_ms: float | None = None
+    cpu_ms: float | None = None
+    times_batch: float | None = None
     matmul_share: float | None = None
     bandwidth_share: float | None = None
 
@@ -89,28 +92,35 @@ def random_policy(architecture: str, device: str, precision: str) -> OpenVLAPoli
 
 def median_ms(device: torch.device, call: Callable[[], Any], repeats: int) -> float:
     """Median time of `call` on the clock, after one warm-up call, in milliseconds."""
-    return measure_ms(device, call, repeats)[0]
+    ((clock, _),) = measure_in_turns(device, [call], repeats)
+    return statistics.median(clock)
 
 
-def measure_ms(device: torch.device, call: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median time of `call` on the clock, and of the processor, after one warm-up call, in milliseconds."""
-    clock, processor = [], []
-    for number in range(repeats + 1):
-        _synchronize(device)
-        start = time.perf_counter(), time.process_time()
-        call()
-        _synchronize(device)
-        if number:
-            clock.append(time.perf_counter() - start[0])
-            processor.append(time.process_time() - start[1])
-    return 1e3 * statistics.median(clock), 1e3 * statistics.median(processor)
+def measure_in_turns(
+    device: torch.device, calls: Sequence[Callable[[], Any]], repeats: int
+) -> list[tuple[list[float], list[float]]]:
+    """Times of each call, on the clock and of the processor, in milliseconds, after a warm-up.
+
+    The calls take turns, so that other work on the machine meets all of them.
+    """
+    times = [([], []) for _ in calls]
+    for turn in range(repeats + 1):
+        for call, (clock, processor) in zip(calls, times, strict=True):
+            _synchronize(device)
+            start = time.perf_counter(), time.process_time()
+            call()
+            _synchronize(device)
+            if turn:
+                clock.append(1e3 * (time.perf_counter() - start[0]))
+                processor.append(1e3 * (time.process_time() - start[1]))
+    return times
 
 
 @torch.inference_mode()
-def profile_batch(
+def profile_stages(
     policy: OpenVLAPolicy, batch: int, image_size: int, repeats: int, peaks: tuple[float, float] | None
 ) -> Row:
-    """Measures one batch size, stage by stage."""
+    """Measures the stages of one batch size."""
     device, model, steps = policy.device, policy.model, policy.action_dim
     frames = _random_frames(batch, image_size)
     ids, lengths = policy.encode(INSTRUCTION)
@@ -126,43 +136,16 @@ def profile_batch(
     preprocess_ms = measure(lambda: policy.preprocess(frames).to(policy.dtype))
     vision_ms = measure(lambda: model.embed_images(pixels))
     prefill_ms = measure(prefill)
-    both_ms = measure(lambda: model.generate(prefill(), steps, equal_lengths=True))
-    total_ms, cpu_ms = measure_ms(
-        device, lambda: policy.unnormalize(policy.predict_tokens(frames, INSTRUCTION)), repeats
-    )
-    decode_ms = max(1e-3, both_ms - prefill_ms)
-    row = Row(
-        "batch",
-        batch,
-        1e3 * batch / total_ms,
-        *(ms / batch for ms in (preprocess_ms, vision_ms, prefill_ms, decode_ms, total_ms, cpu_ms)),
-    )
+    decode_ms = max(1e-3, measure(lambda: model.generate(prefill(), steps, equal_lengths=True)) - prefill_ms)
+    row = Row("batch", batch, *(ms / batch for ms in (preprocess_ms, vision_ms, prefill_ms, decode_ms)))
     if peaks is not None:
         with FlopCounterMode(display=False) as counter:
             policy.predict_tokens(frames, INSTRUCTION)
-        row.matmul_share = counter.get_total_flops() / (total_ms * 1e-3) / peaks[0]
+        stages_ms = preprocess_ms + vision_ms + prefill_ms + decode_ms
+        row.matmul_share = counter.get_total_flops() / (stages_ms * 1e-3) / peaks[0]
         read = sum(parameter.nbytes for parameter in model.language_model.parameters())
         row.bandwidth_share = (steps - 1) * read / (decode_ms * 1e-3) / peaks[1]
     return row
-
-
-def profile_one_by_one(policy: OpenVLAPolicy, frames: int, image_size: int, repeats: int) -> Iterator[Row]:
-    """Measures two loops over single images that Pillow prepares: with our model, and with all that is published."""
-    images = _random_frames(frames, image_size).numpy()
-    settings = policy.preprocess.settings
-    preprocess_ms = median_ms(
-        policy.device, lambda: [pil_preprocess(settings, image).to(policy.device) for image in images], repeats
-    )
-    nan = float("nan")
-    for path, predict in (("Pillow", predict_with_pil), ("as published", predict_as_published)):
-
-        def loop(predict=predict) -> None:
-            for image in images:
-                policy.unnormalize(predict(policy, image, INSTRUCTION))
-
-        total_ms, cpu_ms = measure_ms(policy.device, loop, repeats)
-        rate = 1e3 * frames / total_ms
-        yield Row(path, 1, rate, preprocess_ms / frames, nan, nan, nan, total_ms / frames, cpu_ms / frames)
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[float, float]:
@@ -225,13 +208,37 @@ def _processor_seconds(pid: int) -> float:
 
 def profile(
     policy: OpenVLAPolicy, batches: list[int], image_size: int, repeats: int, pil: bool, shares: bool
-) -> Iterator[Row]:
-    """Yields the rows of the first table one after the other."""
+) -> list[Row]:
+    """Returns the rows of the first table."""
     peaks = measure_peaks(policy.device, policy.dtype, repeats) if shares else None
-    for batch in batches:
-        yield profile_batch(policy, batch, image_size, repeats, peaks)
+    rows = [profile_stages(policy, batch, image_size, repeats, peaks) for batch in batches]
+    frames = _random_frames(max(batches), image_size)
+    calls = [partial(_predict_in_batches, policy, frames, batch) for batch in batches]
     if pil:
-        yield from profile_one_by_one(policy, max(batches), image_size, repeats)
+        settings, images = policy.preprocess.settings, frames.numpy()
+        preprocess_ms = median_ms(
+            policy.device, lambda: [pil_preprocess(settings, image).to(policy.device) for image in images], repeats
+        )
+        for path, predict in (("Pillow", predict_with_pil), ("published", predict_as_published)):
+            rows.append(Row(path, 1, preprocess_ms / len(images)))
+            calls.append(partial(_predict_one_by_one, policy, images, predict))
+    times = measure_in_turns(policy.device, calls, repeats)
+    largest, _ = times[batches.index(max(batches))]
+    for row, (clock, processor) in zip(rows, times, strict=True):
+        row.total_ms = statistics.median(clock) / len(frames)
+        row.cpu_ms = statistics.median(processor) / len(frames)
+        row.times_batch = statistics.median(ours / theirs for ours, theirs in zip(clock, largest, strict=True))
+    return rows
+
+
+def _predict_in_batches(policy, frames, batch):
+    for part in frames.split(batch):
+        policy.unnormalize(policy.predict_tokens(part, INSTRUCTION))
+
+
+def _predict_one_by_one(policy, images, predict):
+    for image in images:
+        policy.unnormalize(predict(policy, image, INSTRUCTION))
 
 
 def _random_frames(count: int, size: int) -> torch.Tensor:
@@ -245,14 +252,16 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _print_tables(rows: list[Row], transport: dict[str, float], title: str) -> None:
-    console = Console(width=120)
+    console = Console(width=132)
+    largest = max(row.batch for row in rows)
     columns = ("path", "batch", "images/s", "preprocess", "vision", "prefill", "decode", "all ms/image", "CPU ms")
-    table = Table(*columns, "% matmul", "% bandwidth", title=title, title_justify="left")
+    columns += (f"x batch {largest}", "% matmul", "% bandwidth")
+    table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         parts = (row.preprocess_ms, row.vision_ms, row.prefill_ms, row.decode_ms, row.total_ms, row.cpu_ms)
-        numbers = ("-" if part != part else f"{part:.2f}" for part in parts)
+        numbers = ("-" if part is None else f"{part:.2f}" for part in (*parts, row.times_batch))
         shares = ("-" if part is None else f"{part:.1%}" for part in (row.matmul_share, row.bandwidth_share))
-        table.add_row(row.path, str(row.batch), f"{row.images_per_second:.1f}", *numbers, *shares)
+        table.add_row(row.path, str(row.batch), f"{1e3 / row.total_ms:.1f}", *numbers, *shares)
     console.print(table)
     table = Table("", "to a worker and back, ms", "memcpy, ms", "ratio", title_justify="left")
     table.title = f"Transport of {transport['frames']} frames, {transport['megabytes']:.1f} MB"
@@ -297,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
             policy = OpenVLAPolicy.load(flags.checkpoint, flags.device, flags.precision, flags.dataset, say)
         else:
             policy = random_policy(flags.architecture, flags.device, flags.precision)
-        rows = list(profile(policy, flags.batch, flags.image_size, flags.repeats, not flags.no_pil, shares=True))
+        rows = profile(policy, flags.batch, flags.image_size, flags.repeats, not flags.no_pil, shares=True)
         transport = profile_transport(flags.transport_frames, flags.image_size, max(flags.repeats, 20))
     except BridgeError as error:
         print(f"error: {error}", file=sys.stderr)
