@@ -41,8 +41,8 @@ def conv_stack(
     """
     sizes = [len(kernel) / stride for (kernel, _), stride in zip(layers, strides, strict=True)]
     fits = set(sizes) <= set(winograd.KERNEL_SIZES) and set(strides[1:]) <= {1, 2}
-    if jax.default_backend() == "cpu" and dtype == jnp.float32 and fits:
-        return _stack_of_products(frames, layers, strides)
+    if jax.default_backend() == "cpu" and fits:
+        return _stack_of_products(frames, layers, strides, dtype)
     images = frames.astype(dtype) / 255.0
     for (kernel, bias), stride in zip(layers, strides, strict=True):
         images = jax.lax.conv_general_dilated(
@@ -54,9 +54,11 @@ def conv_stack(
 
 # On a CPU, XLA's convolutions reach a third of the speed of its matrix products, and their gradients much less. So they
 # are computed as matrix products: with blocks of stride×stride pixels as channels, every convolution has stride 1.
+# Narrower types are float32 rounded to them, since few CPUs have anything faster.
 
 
-def _stack_of_products(frames, layers, strides):
+def _stack_of_products(frames, layers, strides, dtype):
+    layers = jax.tree.map(lambda parameter: _rounded(parameter, dtype), layers)
     kernels = [_blocked_kernel(kernel, stride) for (kernel, _), stride in zip(layers, strides, strict=True)]
     kernels[0] = kernels[0] / 255.0
     biases = [bias for _, bias in layers]
@@ -76,7 +78,8 @@ def _stack_of_products(frames, layers, strides):
             elif number:
                 seen = [count + 1 for count in _tiles(kernel, sides)]
                 quarters = [[_fitted(quarter, seen) for quarter in row] for row in quarters]
-            quarters = [[jax.nn.relu(quarter + bias) for quarter in row] for row in winograd.convolve(quarters, kernel)]
+            quarters = winograd.convolve(quarters, kernel)
+            quarters = [[_rounded(jax.nn.relu(quarter + bias), dtype) for quarter in row] for row in quarters]
             sides = tuple(side - kernel.shape[1] + 1 for side in sides)
         return _fitted(winograd.whole_of(quarters), sides)
 
@@ -85,7 +88,15 @@ def _stack_of_products(frames, layers, strides):
     chunk = max(divisor for divisor in range(1, batch + 1) if batch % divisor == 0 and divisor <= limit)
     chunks = jax.tree.map(lambda quarter: quarter.reshape(batch // chunk, chunk, *quarter.shape[1:]), quarters)
     outputs = jax.lax.map(all_layers, chunks)
-    return outputs.reshape(batch, *outputs.shape[2:])
+    return outputs.reshape(batch, *outputs.shape[2:]).astype(dtype)
+
+
+def _rounded(x, dtype):
+    """float32 with the precision of a narrower type; so is its gradient."""
+    if dtype == jnp.float32:
+        return x
+    # XLA may leave out a pair of casts, but not this.
+    return jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
 
 
 def _blocked_kernel(kernel, stride):

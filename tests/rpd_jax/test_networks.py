@@ -58,6 +58,22 @@ def test_convolutions_are_no_further_from_float64_than_torchs():
     assert error(conv_stack(FRAMES, layers, (4, 2, 1), jnp.float32)) < 1.5 * error(in_torch(torch.float32))
 
 
+def test_bfloat16_convolutions_are_rounded_but_close():
+    layers = [(RNG.normal(size=shape).astype(np.float32) / 16, np.zeros(16, np.float32)) for shape in [(8, 8, 3, 16)]]
+    layers += [(RNG.normal(size=(4, 4, 16, 16)).astype(np.float32) / 16, np.zeros(16, np.float32))]
+
+    def loss(layers, dtype):
+        output = conv_stack(FRAMES, layers, (4, 2), dtype)
+        return jnp.sum(output.astype(jnp.float32) ** 2), output
+
+    (_, coarse), coarse_grads = jax.value_and_grad(loss, has_aux=True)(layers, jnp.bfloat16)
+    (_, fine), fine_grads = jax.value_and_grad(loss, has_aux=True)(layers, jnp.float32)
+    assert coarse.dtype == jnp.bfloat16
+    for ours, theirs in zip(jax.tree.leaves((coarse, coarse_grads)), jax.tree.leaves((fine, fine_grads)), strict=True):
+        difference = np.linalg.norm(np.asarray(ours, np.float32) - theirs) / np.linalg.norm(theirs)
+        assert 1e-4 < difference < 2e-2  # bfloat16 has 8 bits
+
+
 def test_resized_pixel_is_the_mean_over_its_area():
     frames = np.zeros((1, 4, 4, 3), np.uint8)
     frames[0, :2, :2, 0] = [[10, 20], [30, 41]]
