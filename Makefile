@@ -35,7 +35,7 @@ openvla-env:
 	$(PYTHON) -m venv .venv-openvla
 	.venv-openvla/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-openvla/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement openvla_bridge/requirements.txt
-	.venv-openvla/bin/python -c 'import openvla_bridge.policy'
+	.venv-openvla/bin/python -c 'import openvla_bridge.model.policy'
 
 # The documentation as a site that needs no network: build/site/index.html
 docs: setup

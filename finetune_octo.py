@@ -11,7 +11,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 from absl import flags
 from ml_collections import config_flags
 
-from rpd_jax.command_line import read_config, run_command
+from rpd_jax.command.line import read_config, run_command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: configs/finetune_octo.py or one like it.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/finetune_octo", "The run's directory.")

@@ -11,14 +11,14 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 from absl import flags
 from ml_collections import config_flags
 
-from rpd_jax.command_line import read_config, run_command
+from rpd_jax.command.line import read_config, run_command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; by default runs/<config>-<algorithm>-seed<seed>.")
 
 
 def main() -> None:
-    from rpd_jax.run_directory import default_workdir
+    from rpd_jax.run.directory import default_workdir
     from rpd_jax.trainer import train
 
     config = read_config(_CONFIG)

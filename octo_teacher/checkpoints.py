@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.serialization import msgpack_restore, msgpack_serialize
 
-from octo_teacher.octo_module import OctoModule, param_shapes
+from octo_teacher.model.octo_module import OctoModule, param_shapes
 from rpd_jax.errors import UserError
 
 PLACEHOLDER = "PLACEHOLDER://"

@@ -22,14 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from octo_teacher.adapt import adapt_model, camera_sizes
 from octo_teacher.data.chunks import MODALITIES, ChunkSource, ordered_batches, training_batches
 from octo_teacher.data.episodes import Demo, action_statistics, split_demos
 from octo_teacher.data.store import load_demos
+from octo_teacher.finetuning.adaptation import adapt_model, camera_sizes
+from octo_teacher.finetuning.octo_nano import create_octo_nano
+from octo_teacher.finetuning.train_step import Devices, TrainState, frozen_parameters, make_optimizer, make_train_step
 from octo_teacher.octo_model import OctoModel
-from octo_teacher.octo_nano import create_octo_nano
 from octo_teacher.teacher import PRECISIONS, OctoTeacher
-from octo_teacher.train_step import Devices, TrainState, frozen_parameters, make_optimizer, make_train_step
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import find_task
 
@@ -267,8 +267,8 @@ def _summary(config, params, frozen, train_demos, source, held_out_demos, device
 def _measure_success(model: OctoModel, config: ConfigDict, console: Console) -> dict[str, float]:
     """Success and mean reward of the model in the simulator, by task."""
     # Imported late: without evaluation no simulator is needed.
-    from rpd_jax.evaluation import teacher_act
-    from rpd_jax.teacher_table import measure_policy
+    from rpd_jax.acting.episodes import teacher_act
+    from rpd_jax.evaluate.table import measure_policy
 
     # To one device: the teacher does not split its batches.
     model = model.replace(params=jax.device_put(model.params, jax.local_devices()[0]))

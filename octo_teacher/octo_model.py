@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from octo_teacher import checkpoints
-from octo_teacher.action_heads import Metrics, SamplingNoise
-from octo_teacher.octo_module import OctoModule, create_module, init_params
-from octo_teacher.text import TextProcessor, load_text_processor
-from octo_teacher.token_groups import TokenGroup
-from octo_teacher.tokenizers import Data
+from octo_teacher.model.action_heads import Metrics, SamplingNoise
+from octo_teacher.model.octo_module import OctoModule, create_module, init_params
+from octo_teacher.model.text import TextProcessor, load_text_processor
+from octo_teacher.model.token_groups import TokenGroup
+from octo_teacher.model.tokenizers import Data
 from rpd_jax.errors import UserError
 
 Params = Mapping[str, Any]

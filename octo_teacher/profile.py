@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from octo_teacher.architectures import SIZES, architecture
+from octo_teacher.model.architectures import SIZES, architecture
+from octo_teacher.model.octo_module import create_module, param_shapes
+from octo_teacher.model.token_groups import TokenGroup
 from octo_teacher.octo_model import OctoModel, lower_sample_actions
-from octo_teacher.octo_module import create_module, param_shapes
 from octo_teacher.teacher import PRECISIONS, OctoTeacher
-from octo_teacher.token_groups import TokenGroup
 from rpd_jax.errors import UserError
 
 INSTRUCTION = "push the cube away from the robot base"

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from octo_teacher.action_heads import DiffusionActionHead, SamplingNoise
+from octo_teacher.model.action_heads import DiffusionActionHead, SamplingNoise
+from octo_teacher.model.octo_module import OctoModule, Prefix
+from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
 from octo_teacher.octo_model import NormalizationType, OctoModel, check_statistics, unnormalize
-from octo_teacher.octo_module import OctoModule, Prefix
-from octo_teacher.tokenizers import ImageTokenizer, matching_keys
 from rpd_jax.errors import UserError
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from openvla_bridge.checkpoint import DTYPES, create_model, randomize
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.model_config import ModelConfig, openvla_7b
-from openvla_bridge.one_by_one import pil_preprocess, predict_as_published, predict_with_pil
-from openvla_bridge.policy import OpenVLAPolicy, default_image_settings
+from openvla_bridge.model.checkpoint import DTYPES, create_model, randomize
+from openvla_bridge.model.model_config import ModelConfig, openvla_7b
+from openvla_bridge.model.one_by_one import pil_preprocess, predict_as_published, predict_with_pil
+from openvla_bridge.model.policy import OpenVLAPolicy, default_image_settings
+from openvla_bridge.model.text import FixedIds
 from openvla_bridge.ring import RingLayout
-from openvla_bridge.text import FixedIds
 from openvla_bridge.worker_process import SLOTS, WorkerProcess
 
 INSTRUCTION = "push the cube away from the robot base"

@@ -47,7 +47,7 @@ class Worker:
         try:
             import torch
 
-            from openvla_bridge.policy import OpenVLAPolicy
+            from openvla_bridge.model.policy import OpenVLAPolicy
         except ImportError as error:
             raise BridgeError(
                 f"The Python environment of {sys.executable} lacks {error.name or error}: run `make openvla-env` and "

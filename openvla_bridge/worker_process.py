@@ -19,7 +19,7 @@ import numpy as np
 from openvla_bridge import protocol
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.ring import RingLayout, create_memory, map_slots
-from rpd_jax.child_process import describe_end
+from rpd_jax.workers.process import describe_end
 
 _PROJECT = Path(__file__).resolve().parents[1]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from absl import flags
 
-from rpd_jax.command_line import run_command
-from rpd_jax.envs.shared_arrays import create_memory
-from rpd_jax.profiles import has_cuda
+from rpd_jax.command.line import run_command
+from rpd_jax.settings import has_cuda
+from rpd_jax.workers.memory import create_memory
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "Where runs will be written.")
 _RENDER_SECONDS = flags.DEFINE_float("render_seconds", 300.0, "Limit for drawing one frame.", lower_bound=1.0)

@@ -25,13 +25,14 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
-from rpd_jax import profiles, rollout
-from rpd_jax.command_line import read_config, run_command
+from rpd_jax import settings
+from rpd_jax.acting import collect
+from rpd_jax.acting.labelling import Labeller
+from rpd_jax.command.line import read_config, run_command
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.envs.vector_env import VectorEnv
-from rpd_jax.labelling import Labeller
-from rpd_jax.learner import Learner
-from rpd_jax.networks import ActorCritic
+from rpd_jax.learning.learner import Learner
+from rpd_jax.student.networks import ActorCritic
 from rpd_jax.teachers import load_teacher
 
 STAGES = ("simulate+render", "student acts", "label", "update")
@@ -100,7 +101,7 @@ def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
             labeller = Labeller(load_teacher(config), config, learner)
             stack.callback(labeller.teacher.close)
         envs = TimedEnvs(stack.enter_context(make_vector_env(config.env)))
-        position = rollout.start(envs, 0)
+        position = collect.start(envs, 0)
         state = learner.init(jax.random.key(config.seed), position.rgb, position.state)
         replay = learner.create_replay(envs.action_dim, envs.state_dim)
         for iteration in range(1 + iterations):
@@ -109,7 +110,7 @@ def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), iteration), 3)
             with times.stage("simulate+render"):
                 on_frames = labeller.begin(keys[1]) if labeller else None
-                frames, position, _ = rollout.collect(
+                frames, position, _ = collect.rollout(
                     envs, learner, state.params, position, config.ppo.rollout_steps, keys[0], on_frames=on_frames
                 )
                 jax.block_until_ready(frames)
@@ -187,7 +188,7 @@ _ITERATIONS = flags.DEFINE_integer("iterations", 1, "Iterations to measure, afte
 
 
 def main() -> None:
-    config = profiles.resolve(read_config(_CONFIG))
+    config = settings.resolve(read_config(_CONFIG))
     times, learner = measure(config, _ITERATIONS.value)
     iterations = _ITERATIONS.value
     share = update_flops(config, learner) * iterations / times.clock["update"] / matmul_rate()

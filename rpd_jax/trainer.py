@@ -10,20 +10,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rpd_jax import evaluation, processes, profiles, rollout, schedules
-from rpd_jax.checkpoints import CheckpointError, Checkpoints
-from rpd_jax.console import Console
+from rpd_jax import settings
+from rpd_jax.acting import collect
+from rpd_jax.acting.episodes import run_episodes, teacher_act
+from rpd_jax.acting.estimate import estimate_seconds
+from rpd_jax.acting.labelling import Labeller
+from rpd_jax.acting.video import write_filmstrip, write_video
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.errors import UserError
-from rpd_jax.estimate import estimate_seconds
-from rpd_jax.interruption import Interrupted, StopRequest
-from rpd_jax.labelling import Labeller
-from rpd_jax.learner import Learner
-from rpd_jax.metrics import MetricsLog, StageClock
-from rpd_jax.networks import ActorCritic
+from rpd_jax.learning import schedules
+from rpd_jax.learning.learner import Learner
+from rpd_jax.learning.sharding import make_mesh
 from rpd_jax.report.figures import plot_run
-from rpd_jax.run_directory import open_run
-from rpd_jax.sharding import make_mesh
+from rpd_jax.run import processes
+from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
+from rpd_jax.run.console import Console
+from rpd_jax.run.directory import open_run
+from rpd_jax.run.metrics import MetricsLog, StageClock
+from rpd_jax.run.stop import Interrupted, StopRequest
+from rpd_jax.student.networks import ActorCritic
 from rpd_jax.teachers import load_teacher
 
 
@@ -44,11 +49,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
     """
     processes.connect()
     paper = config.profiles.paper
-    config = profiles.resolve(config)
+    config = settings.resolve(config)
     with processes.first_before_others():
         workdir = open_run(workdir, config)
     console = Console(quiet=not processes.is_first())
-    console.settings(config, profiles.departures(config, paper), workdir)
+    console.settings(config, settings.departures(config, paper), workdir)
     results_path = workdir / "results.json"
     if not results_path.exists():
         with contextlib.ExitStack() as stack:
@@ -164,7 +169,7 @@ class Trainer:
                 if last:
                     return result
 
-    def _learn(self, position: rollout.Position | None, clock: StageClock) -> tuple[dict, rollout.Position]:
+    def _learn(self, position: collect.Position | None, clock: StageClock) -> tuple[dict, collect.Position]:
         """One iteration: rollout, labels, update. Returns what to log, and where the environments stand."""
         config, step = self.config, self.iteration * self.batch
         policy_key, teacher_key, update_key = jax.random.split(jax.random.fold_in(self.root_key, self.iteration), 3)
@@ -174,10 +179,10 @@ class Trainer:
         with processes.together():
             with clock.stage("simulate+render"):
                 if position is None:
-                    position = rollout.start(self.envs, self._seed("train", self.iteration))
+                    position = collect.start(self.envs, self._seed("train", self.iteration))
                 labeller = self.labeller if coef > 0.0 else None
                 on_frames = labeller.begin(processes.own_key(teacher_key)) if labeller else None
-                frames, position, episodes = rollout.collect(
+                frames, position, episodes = collect.rollout(
                     self.envs,
                     self.learner,
                     self.learner.local_params(self.state),
@@ -219,7 +224,7 @@ class Trainer:
     def _evaluate(self, last: bool) -> dict[str, float]:
         """Success of the mean action; at the end over more episodes, with a video."""
         config, params = self.config.eval, self.learner.local_params(self.state)
-        episodes = evaluation.run_episodes(
+        episodes = run_episodes(
             self.envs,
             lambda rgb, state, key: self.learner.mean_action(params, rgb, state),
             config.final_episodes if last else config.episodes,
@@ -228,8 +233,8 @@ class Trainer:
             self.stop.check,
         )
         if episodes.videos:
-            evaluation.write_video(self.workdir / "videos" / "student.mp4", episodes.videos)
-            evaluation.write_filmstrip(self.workdir / "videos" / "student.png", min(episodes.videos, key=len))
+            write_video(self.workdir / "videos" / "student.mp4", episodes.videos)
+            write_filmstrip(self.workdir / "videos" / "student.png", min(episodes.videos, key=len))
         return episodes.summary()
 
     def _measure_teacher(self) -> dict[str, float] | None:
@@ -240,15 +245,15 @@ class Trainer:
         if self.labeller is None or not self.config.teacher.eval_episodes:
             return None
         self.console.say(f"Measuring the teacher over {self.config.teacher.eval_episodes} episodes.")
-        episodes = evaluation.run_episodes(
+        episodes = run_episodes(
             self.envs,
-            evaluation.teacher_act(self.labeller.teacher, self.labeller.instruction),
+            teacher_act(self.labeller.teacher, self.labeller.instruction),
             self.config.teacher.eval_episodes,
             self._seed("final evaluation"),
             self.config.eval.video_episodes,
             self.stop.check,
         )
-        evaluation.write_video(self.workdir / "videos" / "teacher.mp4", episodes.videos)
+        write_video(self.workdir / "videos" / "teacher.mp4", episodes.videos)
         _write_json(path, episodes.summary())
         return episodes.summary()
 

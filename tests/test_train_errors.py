@@ -45,7 +45,7 @@ EXPLAIN = """
 import json, sys
 from absl import flags
 import train
-from rpd_jax.command_line import _parse_flags
+from rpd_jax.command.line import _parse_flags
 for words in json.loads(sys.argv[1]):
     sys.argv = ["train", *words]
     try:

@@ -13,7 +13,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from rpd_jax.command_line import run_command
+from rpd_jax.command.line import run_command
 from rpd_jax.tasks import find_task
 
 _OUTPUT = flags.DEFINE_string("output", None, "PNG to write.", short_name="o", required=True)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rpd_jax.child_process import describe_end
-from rpd_jax.envs.shared_arrays import SharedArrays, create_memory
 from rpd_jax.envs.vector_env import EpisodeMetrics, Step, episode_seed
 from rpd_jax.errors import UserError
+from rpd_jax.workers.memory import SharedArrays, create_memory
+from rpd_jax.workers.process import describe_end
 
 _PROJECT = Path(__file__).resolve().parents[2]
 

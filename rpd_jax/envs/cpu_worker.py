@@ -89,7 +89,7 @@ class _Worker:
         return {"state_dim": states(obs).shape[1]}
 
     def attach(self, num_envs: int, image_size: int, state_dim: int) -> None:
-        from rpd_jax.envs.shared_arrays import SharedArrays
+        from rpd_jax.workers.memory import SharedArrays
 
         self.arrays = SharedArrays(self.memory, num_envs, image_size, state_dim)
 

@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rpd_jax.envs.cpu_env import CpuVectorEnv
-from rpd_jax.envs.process_cost import cpu_seconds, proportional_mib
 from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.errors import UserError
+from rpd_jax.workers.cost import cpu_seconds, proportional_mib
 
 # Steps of one number of workers before the next one's turn.
 _TURN = 4

@@ -14,12 +14,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rpd_jax.command_line import run_command
+from rpd_jax.command.line import run_command
 from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.factory import make_vector_env
-from rpd_jax.envs.process_cost import anonymous_mib
 from rpd_jax.envs.vector_env import Step
 from rpd_jax.tasks import TASKS, find_task
+from rpd_jax.workers.cost import anonymous_mib
 
 _TASKS = flags.DEFINE_list("tasks", ["all"], "Tasks, separated by commas, or 'all'.")
 _STEPS = flags.DEFINE_integer("steps", 10_000, "Steps per task, all its environments together.", lower_bound=1)

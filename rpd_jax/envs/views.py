@@ -6,7 +6,7 @@ The first frame of one episode, on the left through the task's own human camera,
 from absl import flags
 from ml_collections import config_flags
 
-from rpd_jax.command_line import read_config, run_command
+from rpd_jax.command.line import read_config, run_command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: a file of configs/.")
 _OUTPUT = flags.DEFINE_string("output", None, "PNG to write.", short_name="o")

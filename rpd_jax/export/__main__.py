@@ -11,7 +11,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from absl import flags
 
-from rpd_jax.command_line import run_command
+from rpd_jax.command.line import run_command
 
 _RUN = flags.DEFINE_string("run", None, "The run's directory.", required=True)
 _OUTPUT = flags.DEFINE_string("output", "policy", "The folder to write.", short_name="o")
@@ -25,10 +25,10 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rpd_jax.evaluate.trained_student import load_student
     from rpd_jax.export import latency
     from rpd_jax.export.policy import export_policy
     from rpd_jax.export.readme import write_readme
-    from rpd_jax.trained_student import load_student
 
     folder, console = Path(_OUTPUT.value), Console(highlight=False, soft_wrap=True)
     student = load_student(_RUN.value, _CHECKPOINT.value)

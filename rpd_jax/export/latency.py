@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from rpd_jax.errors import UserError
+from rpd_jax.evaluate.trained_student import TrainedStudent
 from rpd_jax.export.policy import (
     JAX_FILE,
     ONNX_FILE,
@@ -22,7 +23,6 @@ from rpd_jax.export.policy import (
 )
 from rpd_jax.tasks import find_task
 from rpd_jax.teachers import load_teacher
-from rpd_jax.trained_student import TrainedStudent
 
 COLUMNS = ("policy", "parameters", "MB", "ms per action")
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from rpd_jax.errors import UserError
+from rpd_jax.evaluate.trained_student import TrainedStudent
 from rpd_jax.export.weights import policy_weights
 from rpd_jax.tasks import find_task
-from rpd_jax.trained_student import TrainedStudent
 
 JAX_FILE, ONNX_FILE, WEIGHTS_FILE, NUMPY_FILE = "policy.jax", "policy.onnx", "weights.npz", "run_numpy.py"
 _PLATFORMS = ("cpu", "cuda")

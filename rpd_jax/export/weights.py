@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpd_jax.trained_student import TrainedStudent
+from rpd_jax.evaluate.trained_student import TrainedStudent
 
 # Name in the file -> path in the parameters, for the layers that the mean action depends on.
 _LAYERS = {
@@ -41,7 +41,7 @@ def policy_weights(student: TrainedStudent) -> dict[str, np.ndarray]:
 
 
 def resize_matrix(size: int, new_size: int) -> np.ndarray | None:
-    """The linear map [new_size, size] along one axis of `rpd_jax.convolution.resize_frames`; None at the same size."""
+    """The linear map [new_size, size] along one axis of `student.convolution.resize_frames`; None at the same size."""
     if size == new_size:
         return None
     if size % new_size == 0:

@@ -7,7 +7,7 @@ date.
 
 from absl import flags
 
-from rpd_jax.command_line import run_command
+from rpd_jax.command.line import run_command
 
 _OUTPUT = flags.DEFINE_string("output", "report", "The folder to write.", short_name="o")
 _THRESHOLDS = flags.DEFINE_list("thresholds", ["0.25", "0.5", "0.75", "0.9"], "Success rates, for the steps to them.")

@@ -10,9 +10,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
-from rpd_jax.console import STAGES
 from rpd_jax.report.runs import ORDER, Panel, Series, find_runs, group
 from rpd_jax.report.statistics import mean_curve
+from rpd_jax.run.console import STAGES
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 _PALETTE = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000")

@@ -12,12 +12,12 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from rpd_jax.acting.episodes import wilson_interval
 from rpd_jax.errors import UserError
-from rpd_jax.evaluation import wilson_interval
 from rpd_jax.markdown import markdown_table
 from rpd_jax.report import figures, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
-from rpd_jax.run_directory import FREE_FIELDS
+from rpd_jax.run.directory import FREE_FIELDS
 
 PAGE = "report.html"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rpd_jax.errors import UserError
-from rpd_jax.losses import ALGORITHMS
-from rpd_jax.run_directory import FREE_FIELDS, flatten
+from rpd_jax.learning.losses import ALGORITHMS
+from rpd_jax.run.directory import FREE_FIELDS, flatten
 
 # Fields that the curves of one panel share.
 _PANEL_FIELDS = ("env.task", "env.reward_mode", "env.camera.")

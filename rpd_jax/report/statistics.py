@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from rpd_jax.evaluation import wilson_interval
+from rpd_jax.acting.episodes import wilson_interval
 from rpd_jax.report.runs import Run, Series
 
 _RESAMPLES = 5_000

@@ -6,7 +6,7 @@ everything is, and goes on. --dry_run only shows. Look at the runs with python -
 
 from absl import flags
 
-from rpd_jax.command_line import run_command
+from rpd_jax.command.line import run_command
 
 _SCALE = flags.DEFINE_enum("scale", "paper", ["paper", "cpu"], "The paper's runs, or miniatures of the same shape.")
 _LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where the jobs run.")

@@ -11,8 +11,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import configs
+from rpd_jax.command.wrong_flags import fields
 from rpd_jax.errors import UserError
-from rpd_jax.flag_mistakes import fields
 
 ROOT = Path(configs.__file__).resolve().parent.parent
 SCALES = ("paper", "cpu")

@@ -60,8 +60,8 @@ def jax_updater(image_size: int, encoder: str):
     import jax
     from ml_collections import ConfigDict
 
-    from rpd_jax.learner import Learner, Rollout
-    from rpd_jax.networks import ActorCritic
+    from rpd_jax.learning.learner import Learner, Rollout
+    from rpd_jax.student.networks import ActorCritic
 
     config = ConfigDict()
     config.algorithm = "rpd_mse"

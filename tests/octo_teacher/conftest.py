@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from octo_teacher.architectures import make_config, make_example_batch
+from octo_teacher.finetuning.octo_nano import ENCODER, TOKENIZER, TOKENS, write_text_files
+from octo_teacher.model.architectures import make_config, make_example_batch
 from octo_teacher.octo_model import OctoModel
-from octo_teacher.octo_nano import ENCODER, TOKENIZER, TOKENS, write_text_files
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import pytest
 
 from configs.finetune_octo import get_config
 from octo_teacher.finetune import finetune
+from octo_teacher.finetuning.octo_nano import TOKENS
 from octo_teacher.octo_model import OctoModel
-from octo_teacher.octo_nano import TOKENS
 from octo_teacher.teacher import OctoTeacher
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import TASKS

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octo_teacher import checkpoints
-from octo_teacher.architectures import make_config, make_example_batch
+from octo_teacher.model.architectures import make_config, make_example_batch
+from octo_teacher.model.octo_module import create_module
+from octo_teacher.model.t5 import resolve_config
 from octo_teacher.octo_model import OctoModel
-from octo_teacher.octo_module import create_module
-from octo_teacher.t5 import resolve_config
 from rpd_jax.errors import UserError
 
 TINY = Path(__file__).parents[1] / "data" / "octo" / "tiny"

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_openvla import write_checkpoint
 
-from openvla_bridge.checkpoint import find_folder, load_model, weight_files
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.model_config import read_config
-from openvla_bridge.policy import OpenVLAPolicy
+from openvla_bridge.model.checkpoint import find_folder, load_model, weight_files
+from openvla_bridge.model.model_config import read_config
+from openvla_bridge.model.policy import OpenVLAPolicy
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from openvla_bridge.preprocess import STRATEGIES, ImageSettings, Preprocessor, resize_bicubic
+from openvla_bridge.model.preprocess import STRATEGIES, ImageSettings, Preprocessor, resize_bicubic
 
 DATA = np.load(Path(__file__).parents[1] / "data" / "openvla" / "preproc_io.npz")
 MEANS, STDS = ((0.485, 0.456, 0.406), (0.5,) * 3), ((0.229, 0.224, 0.225), (0.5,) * 3)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from openvla_bridge.actions import bin_centers, choose_statistics, tokens_to_bins
-from openvla_bridge.checkpoint import create_model, load_model
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.model_config import openvla_7b
-from openvla_bridge.one_by_one import predict_as_published, predict_with_pil
-from openvla_bridge.policy import OpenVLAPolicy
-from openvla_bridge.preprocess import read_image_settings
-from openvla_bridge.text import FixedIds, build_prompt, with_empty_token
+from openvla_bridge.model.actions import bin_centers, choose_statistics, tokens_to_bins
+from openvla_bridge.model.checkpoint import create_model, load_model
+from openvla_bridge.model.model_config import openvla_7b
+from openvla_bridge.model.one_by_one import predict_as_published, predict_with_pil
+from openvla_bridge.model.policy import OpenVLAPolicy
+from openvla_bridge.model.preprocess import read_image_settings
+from openvla_bridge.model.text import FixedIds, build_prompt, with_empty_token
 
 DATA = Path(__file__).parents[1] / "data" / "openvla"
 IO = np.load(DATA / "tiny_io.npz")

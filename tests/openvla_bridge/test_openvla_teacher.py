@@ -13,10 +13,10 @@ from tiny_openvla import IMAGE_SIZE
 
 from configs import default
 from openvla_bridge import profile
-from openvla_bridge.policy import OpenVLAPolicy
+from openvla_bridge.model.policy import OpenVLAPolicy
 from openvla_bridge.ring import RingLayout
 from openvla_bridge.worker_process import WorkerProcess
-from rpd_jax import profiles
+from rpd_jax import settings
 from rpd_jax.errors import UserError
 from rpd_jax.teachers import load_teacher
 
@@ -55,7 +55,7 @@ def teacher(checkpoint, tmp_path_factory):
     config.teacher.devices = ("cpu",)
     config.teacher.temperature = 1.0
     config.teacher.batch_size = 3
-    teacher = load_teacher(profiles.resolve(config))
+    teacher = load_teacher(settings.resolve(config))
     yield teacher, record
     teacher.close()
     with pytest.raises(UserError, match="closed: load it again"):
@@ -146,9 +146,9 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batch_and_says_so(checkpoin
 def test_names_fill_in_the_published_checkpoint():
     config = default.get_config()
     config.teacher.name = "openvla"
-    assert profiles.resolve(config).teacher.checkpoint == "hf://Juelg/openvla-7b-finetuned-maniskill"
+    assert settings.resolve(config).teacher.checkpoint == "hf://Juelg/openvla-7b-finetuned-maniskill"
     config.teacher.checkpoint = "mine"
-    assert profiles.resolve(config).teacher.checkpoint == "mine"
+    assert settings.resolve(config).teacher.checkpoint == "mine"
 
 
 def test_profile_measures_every_stage_and_the_transport(checkpoint, capsys):

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from openvla_bridge.checkpoint import create_model, randomize, save_weights
-from openvla_bridge.model_config import BACKBONES, parse_config
+from openvla_bridge.model.checkpoint import create_model, randomize, save_weights
+from openvla_bridge.model.model_config import BACKBONES, parse_config
 
 STATISTICS = {
     "maniskill": {

@@ -5,7 +5,7 @@ import tensorflow_datasets as tfds
 
 
 class TinyPush(tfds.core.GeneratorBasedBuilder):
-    """Two episodes of three and two steps; see tests/octo_teacher/test_data_rlds.py."""
+    """Two episodes of three and two steps; see tests/octo_teacher/data/test_data_rlds.py."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -1,0 +1,158 @@
+"""Finds, reads and writes checkpoints in OpenVLA's published layout: JSON settings and safetensors."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from openvla_bridge.errors import BridgeError
+from openvla_bridge.model.model_config import ModelConfig, read_config, read_json
+from openvla_bridge.model.openvla import OpenVLAModel
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Report = Callable[[str], None]
+
+
+def find_folder(checkpoint: str, report: Report) -> Path:
+    """Returns the local folder of a checkpoint; hf://owner/name is downloaded, or taken from the hub's cache.
+
+    Only JSON, tokenizer and safetensors files are fetched: no code and no pickles.
+    """
+    if not checkpoint.startswith("hf://"):
+        folder = Path(checkpoint)
+        if not folder.is_dir():
+            raise BridgeError(
+                f"There is no checkpoint folder {checkpoint}: give teacher.checkpoint a folder in OpenVLA's layout, or "
+                "hf://owner/name."
+            )
+        return folder
+    repo = checkpoint.removeprefix("hf://")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise BridgeError(f"{checkpoint} is not the name of a repository: it must look like hf://owner/name.")
+    import huggingface_hub  # imported late: local checkpoints do not need it
+
+    patterns = ["*.json", "tokenizer.model"]
+    try:
+        report(f"fetching the settings of {checkpoint}")
+        folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
+        for number, name in enumerate(names := weight_files(folder), 1):
+            report(f"fetching {name} ({number} of {len(names)}) of {checkpoint}")
+            huggingface_hub.hf_hub_download(repo, name)
+    except BridgeError:
+        raise
+    except Exception as error:  # the hub's client raises many types for one thing: not to be had
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BridgeError(
+            f"{checkpoint} could not be had from the Hugging Face hub and is not in its cache: check the name and the "
+            f"network, or give a local folder ({cause})"
+        ) from None
+    return folder
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files of a checkpoint, in order."""
+    if not (folder / INDEX).is_file():
+        return [SINGLE]
+    index = read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BridgeError(f"{folder / INDEX} has no weight_map: get the checkpoint again.")
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise BridgeError(f"{folder / INDEX} names {name!r}, which is no safetensors file beside it.")
+    return names
+
+
+def create_model(config: ModelConfig, device: str | torch.device, dtype: torch.dtype) -> OpenVLAModel:
+    """Returns the network with weights that are allocated, not initialised ("meta": not even allocated)."""
+    with torch.device("meta"):
+        model = OpenVLAModel(config).to(dtype)
+    if torch.device(device).type != "meta":
+        model.to_empty(device=device)
+        # Not in the checkpoint, and never in low precision.
+        rotary = model.language_model.model.rotary_emb
+        inv_freq, rotary.attention_scaling = rotary.compute_default_rope_parameters(rotary.config)
+        rotary.inv_freq = inv_freq.to(device)
+        rotary.original_inv_freq = inv_freq.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def load_model(folder: Path, device: str, precision: str, report: Report) -> OpenVLAModel:
+    """Reads a checkpoint's settings and weights.
+
+    Args:
+        folder: as `find_folder` returned it.
+        device: as torch names it.
+        precision: "float32" or "bfloat16".
+        report: is told which file is being read.
+
+    Raises:
+        BridgeError: files, weights or shapes are not those of the model that config.json describes.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    model = create_model(read_config(folder), device, DTYPES[precision])
+    missing = dict(model.state_dict())
+    names = weight_files(folder)
+    for number, name in enumerate(names, 1):
+        report(f"reading {name} ({number} of {len(names)})")
+        try:
+            with safe_open(folder / name, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118, it is no mapping
+                    if key not in missing:
+                        raise BridgeError(f"{folder / name} has a weight {key!r} that config.json does not ask for.")
+                    target = missing.pop(key)
+                    found = tuple(file.get_slice(key).get_shape())
+                    if found != tuple(target.shape):
+                        raise BridgeError(
+                            f"{key} is {list(found)} in {folder / name}; config.json asks for {list(target.shape)}."
+                        )
+                    target.copy_(file.get_tensor(key))
+        except (OSError, SafetensorError) as error:
+            raise BridgeError(f"{folder / name} cannot be read ({error}): get the checkpoint again.") from None
+    if missing:
+        raise BridgeError(
+            f"{folder} lacks {len(missing)} of the weights that config.json asks for, {next(iter(missing))} among them."
+        )
+    return model
+
+
+def save_weights(model: OpenVLAModel, folder: Path, shard_bytes: int | None = None) -> None:
+    """Writes a model's weights, in shards of about `shard_bytes` with an index, or in one file."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if shard_bytes is None:
+        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+        return
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        size = sum(other.nbytes for other in shards[-1].values())
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = tensor
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+
+
+def randomize(model: OpenVLAModel, seed: int = 0) -> OpenVLAModel:
+    """Fills a network with random weights of the size that training starts with; returns it."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("scale_factor"):
+            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.data.normal_(0.0, 0.02, generator=generator)
+    return model

@@ -1,0 +1,104 @@
+"""Whole episodes of a policy, student or teacher: success, return, length, and frames for a video."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.teachers import Teacher
+
+# act(rgb uint8 [N, H, W, 3], state float32 [N, D], key) -> actions [N, A]
+Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """Results of K finished episodes; arrays are float32 [K]."""
+
+    success: np.ndarray
+    episode_return: np.ndarray
+    length: np.ndarray
+    videos: list[np.ndarray]  # uint8 [T, H, W, 3] of the first episode of some environments
+
+    def summary(self) -> dict[str, float]:
+        """Means over the episodes, with the bounds of success's 95% interval."""
+        low, high = wilson_interval(int(self.success.sum()), len(self.success))
+        return {
+            "success": float(self.success.mean()),
+            "success_low": low,
+            "success_high": high,
+            "return": float(self.episode_return.mean()),
+            "length": float(self.length.mean()),
+            "episodes": float(len(self.success)),
+        }
+
+
+def teacher_act(teacher: Teacher, instruction: str) -> Act:
+    """A teacher's own actions, sampled, the first of each chunk."""
+    return lambda rgb, state, key: teacher.act(rgb, instruction, key)[0]
+
+
+def run_episodes(
+    envs: VectorEnv,
+    act: Act,
+    num_episodes: int,
+    seed: int,
+    video_episodes: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
+    on_step: Callable[[int], None] = lambda finished: None,
+) -> Episodes:
+    """Runs at least `num_episodes` episodes from freshly seeded environments.
+
+    Every environment runs the same number of episodes, so that short ones are not over-represented.
+
+    Args:
+        envs: N environments; they are reset first, and are in the middle of episodes afterwards.
+        act: the policy.
+        num_episodes: rounded up to a multiple of N.
+        seed: of the environments' initial states and of the keys given to `act`.
+        video_episodes: environments whose first episode's frames are kept.
+        check_stop: called once per step; may raise to leave early.
+        on_step: called after each step with the number of episodes that have ended.
+    """
+    quota = math.ceil(num_episodes / envs.num_envs)
+    counts = np.zeros(envs.num_envs, int)
+    finished: list[tuple[float, float, float]] = []
+    rgb = envs.reset(seed)
+    filmed = min(video_episodes, envs.num_envs)
+    films: list[list[np.ndarray]] = [[np.array(rgb[i])] for i in range(filmed)]
+    key = jax.random.key(seed)
+    for t in itertools.count():
+        check_stop()
+        action = np.clip(np.asarray(act(rgb, envs.state, jax.random.fold_in(key, t))), -1.0, 1.0)
+        step = envs.step(action)
+        done = np.asarray(step.terminated) | np.asarray(step.truncated)
+        valid = np.asarray(step.valid)
+        for i in range(filmed):
+            if not valid[i] and counts[i] == 0:
+                films[i] = [np.array(step.rgb[i])]
+            elif counts[i] == 0:
+                films[i].append(np.array(step.final_rgb[i] if done[i] else step.rgb[i]))
+        for i in np.flatnonzero(done & (counts < quota)):
+            metrics = (step.episode.success[i], step.episode.episode_return[i], step.episode.length[i])
+            finished.append(tuple(map(float, metrics)))
+            counts[i] += 1
+        on_step(len(finished))
+        rgb = step.rgb
+        if (counts == quota).all():
+            break
+    success, episode_return, length = np.array(finished, np.float32).T
+    return Episodes(success, episode_return, length, [np.stack(film) for film in films])
+
+
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """Bounds of the 95% score interval of a success rate (Wilson 1927)."""
+    z = 1.959964
+    rate = successes / episodes
+    centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
+    half = z * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes)) / (1 + z * z / episodes)
+    # The rate lies inside by algebra, but for rounding.
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))

@@ -1,0 +1,78 @@
+"""Labels for a rollout's frames: each frame is looked at once by the teacher, after the rollout or while it runs."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rpd_jax.learning.learner import Learner, Rollout
+from rpd_jax.tasks import find_task
+from rpd_jax.teachers import Teacher
+
+
+class Labeller:
+    """Asks the teacher for the labels that an algorithm needs.
+
+    With `teacher.overlap` the teacher looks at frames while the environments still step, which saves time where the two
+    use different hardware. It draws the same samples either way.
+
+    Args:
+        teacher: looks at the frames.
+        config: resolved; reads `teacher`, `distill` and `env.task`.
+        learner: whose labels these are.
+    """
+
+    def __init__(self, teacher: Teacher, config: ConfigDict, learner: Learner):
+        self.teacher = teacher
+        self.instruction = config.teacher.instruction or find_task(config.env.task).instruction
+        self._overlap = config.teacher.overlap == "on"
+        # E sets of S labels, each the mean of so many of the teacher's samples. Where a loss reads their spread (ppd),
+        # means of several would be too close together.
+        self._sets, self._samples = learner.label_sets, learner.num_samples
+        self._averaged = config.distill.averaged if self._samples == 1 else 1
+
+    def begin(self, key: jax.Array) -> Callable[[jax.Array], None] | None:
+        """Begins a rollout.
+
+        Args:
+            key: of the teacher's samples.
+
+        Returns:
+            what `collect.rollout` is to call with the frames of each step; None if the labels come afterwards.
+        """
+        self._key = key
+        self._unseen: list[jax.Array] = []
+        self._answers: list[Callable[[], jax.Array]] = []
+        self._asked = 0
+        return self._see if self._overlap else None
+
+    def label(self, rollout: Rollout) -> Rollout:
+        """Returns the rollout that `begin` began with `teacher_actions`, which may still be computed.
+
+        Returns:
+            labels float32 [S, T, N, A], or [E, S, T, N, A] where E > 1: 4·E·S·T·N·A bytes.
+        """
+        num_steps, num_envs, *frame_shape = rollout.rgb.shape
+        if not self._overlap:
+            self._unseen.append(rollout.rgb.reshape(num_steps * num_envs, *frame_shape))
+        self._ask()
+        answers = [answer() for answer in self._answers]
+        actions = jnp.concatenate(answers, axis=1) if len(answers) > 1 else answers[0]
+        sets = (self._sets,) if self._sets > 1 else ()
+        actions = actions.reshape(self._averaged, *sets, self._samples, num_steps, num_envs, -1).mean(axis=0)
+        return rollout.replace(teacher_actions=actions)
+
+    def _see(self, rgb: jax.Array) -> None:
+        self._unseen.append(rgb)
+        if sum(map(len, self._unseen)) >= self.teacher.worthwhile_batch:
+            self._ask()
+
+    def _ask(self) -> None:
+        if not self._unseen:
+            return
+        frames = self._unseen[0] if len(self._unseen) == 1 else jnp.concatenate(self._unseen)
+        self._unseen = []
+        samples = self._sets * self._samples * self._averaged
+        self._answers.append(self.teacher.begin(frames, self.instruction, self._key, samples, self._asked))
+        self._asked += len(frames)

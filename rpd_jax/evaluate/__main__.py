@@ -1,0 +1,138 @@
+"""Success of a policy on any tasks, with 95% intervals.
+
+python -m rpd_jax.evaluate --teacher=octo-nano [--tasks=PushCube-v1,PullCube-v1] [--output=DIR]
+python -m rpd_jax.evaluate --teacher=hf://Juelg/openvla-7b-finetuned-maniskill --config.teacher.name=openvla
+python -m rpd_jax.evaluate --run=runs/push_cube_sparse-rpd_mse-seed0 [--checkpoint=ITERATION]
+python -m rpd_jax.evaluate --policy=policy/ [--config.env.camera.eye_offset='(0.0, 0.2, 0.0)']
+
+A teacher's actions are sampled, and the first of each chunk is executed; a student's are its mean. --tasks=all measures
+the eight tasks of the paper's Table I. Without --mesh_detail=1 a teacher sees the robot with 15% of its triangles, as
+the embedded ones know it; a student sees the frames of its run. --config.teacher.FIELD changes how a teacher is loaded
+and --config.env.FIELD what any policy sees, as in train.py. DIR gets table.md, results.json and a video per task, each
+as soon as it is measured.
+"""
+
+import functools
+import os
+
+# As in train.py: a share of the GPU stays free for the simulator.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from rpd_jax.command.line import read_config, run_command
+from rpd_jax.errors import UserError
+
+_TEACHER = flags.DEFINE_string("teacher", None, "A checkpoint's folder or hub address, or embedded name.")
+_RUN = flags.DEFINE_string("run", None, "A run's directory, for its student.")
+_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "With --run: the checkpoint's iteration; by default the newest.")
+_POLICY = flags.DEFINE_string("policy", None, "A folder that rpd_jax.export wrote.")
+_TASKS = flags.DEFINE_list("tasks", None, "Tasks, separated by commas, or 'all'; by default the run's or PushCube-v1.")
+_EPISODES = flags.DEFINE_integer("episodes", 200, "Episodes per task.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 1000, "Seed of the initial states and of the sampled actions.")
+_NUM_ENVS = flags.DEFINE_integer("num_envs", 10, "Environments that run at a time.", lower_bound=1)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Width and height of the frames, pixels; by default the run's or 128.", lower_bound=1
+)
+_MESH_DETAIL = flags.DEFINE_float(
+    "mesh_detail", None, "Fraction of the robot's triangles that is drawn; by default the run's or 0.15."
+)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Says how a teacher is loaded and what it sees; of a student's views only --config.env.FIELD given here counts.",
+)
+_DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for table.md, results.json and videos; none if not given.")
+
+
+def main() -> None:
+    from ml_collections import ConfigDict
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from rpd_jax.evaluate.policies import exported_policy, run_policy, teacher_policy
+    from rpd_jax.evaluate.table import console_table, measure_policy, write_tables
+    from rpd_jax.tasks import TASKS, find_task
+
+    chosen = [flag.name for flag in (_TEACHER, _RUN, _POLICY) if flag.value]
+    if len(chosen) > 1:
+        raise UserError(f"--{' and --'.join(chosen)} exclude each other: give one of them.")
+    view = _view_changes(of_teacher=chosen in ([], ["teacher"]))
+    output = Path(_OUTPUT.value) if _OUTPUT.value else None
+    if output and output.exists() and not output.is_dir():
+        raise UserError(f"--output={output} is a file: give a folder.")
+    tasks = [find_task(name) for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value or ())]
+    if _RUN.value:
+        policy = run_policy(_RUN.value, _CHECKPOINT.value)
+    elif _POLICY.value:
+        policy = exported_policy(_POLICY.value)
+    else:
+        policy = teacher_policy(read_config(_CONFIG), _TEACHER.value)
+    tasks = tasks or [find_task(policy.task or "PushCube-v1")]
+    settings = {"episodes": _EPISODES.value, "seed": _SEED.value, "num_envs": _NUM_ENVS.value}
+    env_config = ConfigDict(policy.env.to_dict())
+    env_config.update_from_flattened_dict(view)
+    env_config.num_envs = _NUM_ENVS.value
+    for flag in (_IMAGE_SIZE, _MESH_DETAIL):
+        if flag.value is not None:
+            env_config[flag.name] = flag.value
+    settings |= {name: env_config[name] for name in ("image_size", "mesh_detail")}
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    rows = []
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
+        bar = progress.add_task("", total=_EPISODES.value * len(tasks))
+        for index, task in enumerate(tasks):
+            progress.update(bar, description=task.env_id)
+            row = measure_policy(
+                policy.act_on(task),
+                task,
+                _EPISODES.value,
+                _SEED.value,
+                env_config,
+                video=output / f"{task.env_id}.mp4" if output else None,
+                on_step=lambda finished, done=index: progress.update(
+                    bar, completed=done * _EPISODES.value + min(finished, _EPISODES.value)
+                ),
+            )
+            rows.append(row)
+            progress.console.print(f"{task.env_id}: {row['success']:.1%} of {row['episodes']:.0f} episodes")
+            if output:
+                write_tables(output, policy.name, settings, rows, policy.actions)
+    policy.close()
+    console.print(console_table(policy.name, rows))
+    if output:
+        console.print(f"Written: {output}", markup=False, soft_wrap=True)
+
+
+def _view_changes(of_teacher: bool) -> dict[str, Any]:
+    """The settings `env.*` of the command line by their dotted names without `env.`."""
+    config = read_config(_CONFIG)
+    changes = {}
+    for name in config_flags.get_override_values(flags.FLAGS["config"]):
+        group, _, field = name.partition(".")
+        if group == "env" and field in ("task", "num_envs", "reward_mode"):
+            raise UserError(
+                f"--config.{name} has no effect here: use --tasks and --num_envs; rewards are always dense."
+            )
+        if group == "env":
+            changes[field] = functools.reduce(lambda settings, part: settings[part], name.split("."), config)
+        elif group != "teacher" or not of_teacher:
+            raise UserError(f"--config.{name} has no effect on what is evaluated.")
+    return changes
+
+
+if __name__ == "__main__":
+    run_command(main, default_config=_DEFAULT_CONFIG)

@@ -1,0 +1,91 @@
+"""What can be evaluated: a teacher, the student of a run, an exported student."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from rpd_jax.acting.episodes import Act, teacher_act
+from rpd_jax.evaluate.trained_student import load_student
+from rpd_jax.export.policy import ExportedPolicy
+from rpd_jax.student.networks import ActorCritic
+from rpd_jax.tasks import Task
+from rpd_jax.teachers import EMBEDDED_TEACHER, load_teacher
+
+_SAMPLED = "Sampled actions, the first of each chunk executed."
+_MEAN = "Mean actions of the student."
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A policy and where it is at home.
+
+    Attributes:
+        name: for tables.
+        act_on: gives, for a task, its function of frames, states and key.
+        actions: a sentence on which actions are executed.
+        env: `config.env` of its frames: image_size, mesh_detail, camera.
+        task: that it was trained on, or None.
+        close: releases it.
+    """
+
+    name: str
+    act_on: Callable[[Task], Act]
+    actions: str
+    env: ConfigDict
+    task: str | None = None
+    close: Callable[[], None] = lambda: None
+
+
+def teacher_policy(config: ConfigDict, checkpoint: str | None = None) -> Policy:
+    """A teacher on the frames that the embedded ones know.
+
+    Args:
+        config: of a run; reads `teacher`, `env.camera` and `env.task`.
+        checkpoint: folder, hub address or embedded name; None is the config's, or the embedded teacher.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    config = config.copy_and_resolve_references()
+    by_name = {"octo": EMBEDDED_TEACHER, "openvla": config.teacher.openvla_checkpoint}
+    config.teacher.checkpoint = checkpoint or config.teacher.checkpoint or by_name.get(config.teacher.name)
+    teacher = load_teacher(config)
+    return Policy(
+        name=config.teacher.checkpoint,
+        act_on=lambda task: teacher_act(teacher, config.teacher.instruction or task.instruction),
+        actions=_SAMPLED,
+        env=ConfigDict({"image_size": 128, "mesh_detail": 0.15, "camera": config.env.camera}),
+        task=config.env.task,
+        close=teacher.close,
+    )
+
+
+def run_policy(run: str, checkpoint: int | None = None) -> Policy:
+    """The student of a run directory, of its newest checkpoint or that of an iteration; raises UserError if none."""
+    student = load_student(run, checkpoint)
+    mean_action = jax.jit(partial(student.network.apply, method=ActorCritic.mean_action))
+    return Policy(
+        name=f"{Path(run).resolve().name}, iteration {student.iteration}",
+        act_on=lambda task: lambda rgb, state, key: mean_action(student.params, rgb, state),
+        actions=_MEAN,
+        env=student.config.env,
+        task=student.config.env.task,
+    )
+
+
+def exported_policy(folder: str) -> Policy:
+    """The jax.export program of a folder that rpd_jax.export wrote; raises UserError if it is none."""
+    policy = ExportedPolicy(folder)
+    description = policy.description
+    names = ("image_size", "mesh_detail", "camera")
+    return Policy(
+        name=str(folder),
+        act_on=lambda task: lambda rgb, state, key: policy.act(rgb, state),
+        actions=_MEAN,
+        env=ConfigDict({name: description[name] for name in names}),
+        task=description["task"],
+    )

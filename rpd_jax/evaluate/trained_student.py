@@ -1,0 +1,90 @@
+"""The student of a run directory: its network and the parameters of a checkpoint, nothing else of the run."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from rpd_jax.errors import UserError
+from rpd_jax.run.directory import read_run_config
+from rpd_jax.student.networks import ActorCritic
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStudent:
+    """A student as a run left it.
+
+    Attributes:
+        config: of the run, resolved.
+        network: the actor-critic.
+        params: its parameters, float32, as `network.apply` takes them.
+        iteration: of the checkpoint.
+        state_dim: D of the simulator's state that it sees, or None.
+    """
+
+    config: ConfigDict
+    network: ActorCritic
+    params: dict
+    iteration: int
+    state_dim: int | None
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int] | None:
+        """(H, W, 3) of the frames it was trained on, before its own resizing, or None where it sees none."""
+        size = self.config.env.image_size
+        return (size, size, 3) if self.network.sees_frames else None
+
+
+def load_student(run: str | Path, iteration: int | None = None) -> TrainedStudent:
+    """Reads a student; the run may still be going on, nothing in its directory is touched.
+
+    Args:
+        run: the run's directory.
+        iteration: which checkpoint; the newest one if None.
+
+    Raises:
+        UserError: no run, no such checkpoint, or one that cannot be read.
+    """
+    config = read_run_config(run)
+    checkpoints = Path(run).absolute() / "checkpoints"
+    saved = sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
+    if not saved:
+        raise UserError(f"{run} has no checkpoint yet: wait until the run has saved one (checkpoint.every).")
+    if iteration is None:
+        iteration = saved[-1]
+    if iteration not in saved:
+        raise UserError(f"{run} has no checkpoint {iteration}: there are {', '.join(map(str, saved))}.")
+    params = _restore_params(checkpoints / str(iteration) / "state")
+    network = ActorCritic.from_config(config.student, params["params"]["actor"]["output"]["bias"].shape[0])
+    return TrainedStudent(config, network, params, iteration, _state_dim(network, params["params"]))
+
+
+def _restore_params(path: Path) -> dict:
+    checkpointer = ocp.PyTreeCheckpointer()
+    logger = logging.getLogger("absl")  # Orbax warns of a file that only checkpoints of a single tree have
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        saved = checkpointer.metadata(path).item_metadata.tree["learner"]["params"]
+        wanted = {"learner": {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)}}
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        placement = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding), wanted)
+        arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=placement, partial_restore=True)
+        return checkpointer.restore(path, args=arguments)["learner"]["params"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Checkpoint {path.parent} cannot be read ({str(error).splitlines()[0]}): name another one (--checkpoint)."
+        ) from error
+    finally:
+        logger.setLevel(level)
+        checkpointer.close()
+
+
+def _state_dim(network: ActorCritic, params: dict) -> int | None:
+    if not network.sees_state:
+        return None
+    layer = params["state_encoder" if network.sees_frames else "trunk_0"]
+    return layer["kernel"].shape[0]

@@ -1,0 +1,1 @@
+"""The student's network and the convolutions it is made of. May import the ground (errors) and nothing else."""

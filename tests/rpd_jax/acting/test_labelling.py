@@ -1,0 +1,108 @@
+"""Labels asked for while the environments step are those asked for afterwards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from rpd_jax.acting import collect
+from rpd_jax.acting.labelling import Labeller
+from rpd_jax.envs.factory import make_vector_env
+from rpd_jax.learning.learner import Learner
+from rpd_jax.student.networks import ActorCritic
+from rpd_jax.teachers import load_teacher
+
+STEPS, ENVS = 5, 2
+
+
+def make_config(**settings) -> ConfigDict:
+    config = default.get_config()
+    config.profile = "cpu"
+    small = {
+        "env.num_envs": ENVS,
+        "env.workers": 1,
+        "env.image_size": 40,
+        "student.image_size": 40,
+        "ppo.rollout_steps": STEPS,
+        "ppo.num_minibatches": 1,
+        "ppo.update_epochs": 3,
+        "distill.averaged": 2,
+    }
+    config.update_from_flattened_dict(small | settings)
+    return settings.resolve(config)
+
+
+@pytest.fixture(scope="module")
+def collected():
+    """A rollout, and the frames that `collect` passed on, step by step."""
+    config = make_config(algorithm="ppo")
+    learner = Learner(ActorCritic.from_config(config.student), config)
+    seen = []
+    with make_vector_env(config.env) as envs:
+        position = collect.start(envs, 0)
+        params = learner.init(jax.random.key(0), position.rgb, position.state).params
+        frames, *_ = collect.rollout(envs, learner, params, position, STEPS, jax.random.key(2), on_frames=seen.append)
+    return frames, seen
+
+
+def test_each_step_is_seen_once_and_in_order(collected):
+    frames, seen = collected
+    np.testing.assert_array_equal(jnp.stack(seen), frames.rgb)
+    assert (np.diff(frames.rgb, axis=0) != 0).any(axis=(1, 2, 3, 4)).all()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "refresh", "shape"),
+    [("rpd_mse", "epoch", (3, 1)), ("ppd", "rollout", (10,))],
+    ids=["sets", "samples"],
+)
+def test_the_same_labels_during_the_rollout_and_after_it(collected, algorithm, refresh, shape):
+    frames, seen = collected
+    labels = {}
+    for overlap in ("on", "off"):
+        config = make_config(**{"algorithm": algorithm, "teacher.refresh": refresh, "teacher.overlap": overlap})
+        learner = Learner(ActorCritic.from_config(config.student), config)
+        labeller = Labeller(load_teacher(config), config, learner)
+        on_frames = labeller.begin(jax.random.key(1))
+        assert (on_frames is None) == (overlap == "off")
+        if on_frames:
+            labeller.teacher.worthwhile_batch = 2 * ENVS  # pairs of steps, and one is left over
+            for rgb in seen:
+                on_frames(rgb)
+        labels[overlap] = np.asarray(labeller.label(frames).teacher_actions)
+        labeller.teacher.close()
+    assert labels["on"].shape == (*shape, STEPS, ENVS, 7)
+    # Batches of other sizes round differently.
+    np.testing.assert_allclose(labels["on"], labels["off"], atol=2e-5)
+    for axis in (-3, 0):  # frames and samples differ
+        assert np.abs(np.diff(labels["on"], axis=axis)).max() > 1e-3
+
+
+def test_ppd_gets_the_teacher_s_own_spread(collected):
+    """Means of several samples would be closer together; a label of the other algorithms is such a mean."""
+    frames, _ = collected
+    labels, teacher = {}, load_teacher(make_config())
+    for algorithm, averaged in (("ppd", 1), ("ppd", 4), ("rpd_mse", 4)):
+        config = make_config(**{"algorithm": algorithm, "distill.averaged": averaged, "distill.num_samples": 4})
+        labeller = Labeller(teacher, config, Learner(ActorCritic.from_config(config.student), config))
+        labeller.begin(jax.random.key(1))
+        labels[algorithm, averaged] = np.asarray(labeller.label(frames).teacher_actions)
+    np.testing.assert_array_equal(labels["ppd", 4], labels["ppd", 1])
+    np.testing.assert_allclose(labels["rpd_mse", 4], labels["ppd", 1].mean(axis=0, keepdims=True), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "overlap"),
+    [
+        ({}, "off"),  # Octo on the cores that simulate
+        ({"teacher.overlap": "on"}, "on"),
+        ({"teacher.name": "openvla", "teacher.devices": ("auto",)}, "off"),
+        ({"teacher.name": "openvla", "teacher.devices": ("cpu", "cuda:0")}, "on"),
+        ({"teacher.name": "openvla", "teacher.devices": ("cuda:0",), "env.backend": "gpu"}, "off"),
+        ({"teacher.name": "openvla", "teacher.devices": ("cuda:1", "cuda:2"), "env.backend": "gpu"}, "on"),
+    ],
+)
+def test_overlap_where_the_teacher_has_hardware_of_its_own(settings, overlap):
+    assert make_config(**settings).teacher.overlap == overlap

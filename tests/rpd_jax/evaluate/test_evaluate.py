@@ -1,0 +1,86 @@
+"""The table of a teacher's successes says what happened in the episodes, in every form it is written in."""
+
+import json
+import subprocess
+import sys
+
+import imageio.v2 as imageio
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from rpd_jax.acting.episodes import teacher_act
+from rpd_jax.evaluate.table import console_table, measure_policy, write_tables
+from rpd_jax.tasks import find_task
+
+
+class StillTeacher:
+    """Never moves, so that an episode's reward stays what its first state gives."""
+
+    def __init__(self):
+        self.instructions = set()
+
+    def act(self, rgb, instruction, key, num_samples=1):
+        self.instructions.add(instruction)
+        return jnp.zeros((num_samples, len(rgb), 7))
+
+
+def test_a_still_teacher_fails_on_a_held_out_task_and_the_files_say_so(tmp_path):
+    teacher, ended = StillTeacher(), []
+    task = find_task("PokeCube-v1")
+    row = measure_policy(
+        teacher_act(teacher, task.instruction),
+        task,
+        num_episodes=2,
+        seed=0,
+        env_config=ConfigDict({"num_envs": 8, "workers": 1, "image_size": 16, "mesh_detail": 0.15}),
+        video=tmp_path / "PokeCube-v1.mp4",
+        on_step=ended.append,
+    )
+    assert teacher.instructions == {"push the cube by using the blue tool"}
+    assert (row["success"], row["episodes"], row["length"], row["held_out"]) == (0.0, 2.0, 50.0, True)
+    # Wilson: with no success in n episodes the upper bound is z² / (n + z²), z² = 3.8415
+    assert (row["success_low"], row["success_high"]) == pytest.approx((0.0, 3.8415 / 5.8415), abs=1e-4)
+    assert 0.0 < row["reward_low"] <= row["reward"] <= row["reward_high"] < 1.0
+    assert ended == [0] * 49 + [2]
+    frames = imageio.mimread(tmp_path / "PokeCube-v1.mp4")
+    assert len(frames) == 51 and frames[0].shape == (16, 32, 3)
+
+    write_tables(tmp_path, "still", {"episodes": 2}, [row])
+    assert json.loads((tmp_path / "results.json").read_text())["tasks"] == [row]
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[-1].startswith("| PokeCube-v1 | held out | 0.0% | 0.0% to 65.8% |")
+    assert lines[-1].count("|") == lines[-2].count("|") == lines[-3].count("|")
+    assert console_table("still", [row]).row_count == 1
+
+
+def run_evaluate(*flags):
+    command = [sys.executable, "-m", "rpd_jax.evaluate", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_teacher_through_another_camera(tmp_path):
+    flags = ["--episodes=1", "--num_envs=1", "--config.env.workers=1", "--tasks=PushCube-v1"]
+    view = "--config.env.camera.eye_offset=(0.0, 0.3, 0.0)"
+    for name, more in (("usual", []), ("moved", [view])):
+        done = run_evaluate("--teacher=octo-nano", f"--output={tmp_path / name}", *flags, *more)
+        assert done.returncode == 0, done.stderr
+        (row,) = json.loads((tmp_path / name / "results.json").read_text())["tasks"]
+        assert (row["task"], row["episodes"]) == ("PushCube-v1", 1.0)
+    usual, moved = (imageio.mimread(tmp_path / name / "PushCube-v1.mp4")[0] for name in ("usual", "moved"))
+    assert abs(usual.astype(float) - moved).mean() > 10.0
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--config.ppo.gamma=0.5", "--config.ppo.gamma has no effect on what is evaluated."),
+        ("--config.env.task=PullCube-v1", "use --tasks"),
+        ("--config.teacher.dataset=bridge", "'bridge'"),
+        ("--config.teacher.nam=openvla", "did you mean 'teacher.name'?"),
+    ],
+)
+def test_the_command_refuses_settings_that_it_would_ignore(flag, sentence):
+    done = run_evaluate("--teacher=octo-nano", flag)
+    assert done.returncode == 2 and sentence in done.stderr

@@ -1,0 +1,140 @@
+"""An exported student gives the actions of the network it came from, in all three forms, without this project."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import onnx
+import pytest
+
+from configs import default
+from rpd_jax import settings
+from rpd_jax.errors import UserError
+from rpd_jax.evaluate.policies import exported_policy, run_policy
+from rpd_jax.evaluate.trained_student import load_student
+from rpd_jax.export import policy
+from rpd_jax.export.policy import ExportedPolicy, export_policy
+from rpd_jax.export.readme import write_readme
+from rpd_jax.export.weights import resize_matrix
+from rpd_jax.run.checkpoints import Checkpoints
+from rpd_jax.run.directory import open_run
+from rpd_jax.student.networks import ActorCritic
+from rpd_jax.tasks import find_task
+
+STATE_DIM = 5
+
+
+def make_run(workdir, observation="rgb", image_size=40, student_size=40):
+    """A run with one checkpoint of a student with random weights (drawn here, as initialisers compile slowly)."""
+    config = default.get_config()
+    config.algorithm = "ppo"
+    config.student.observation = observation
+    config.env.image_size = image_size
+    config.student.image_size = student_size
+    config = settings.resolve(config)
+    open_run(workdir, config)
+    network = ActorCritic.from_config(config.student)
+    frames = np.zeros((1, image_size, image_size, 3), np.uint8) if "rgb" in observation else None
+    shapes = jax.eval_shape(network.init, jax.random.key(0), frames, np.zeros((1, STATE_DIM), np.float32))
+    random = np.random.default_rng(0)
+
+    def draw(leaf):
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 10.0
+        return random.normal(0.0, np.sqrt(2.0 / fan_in), leaf.shape).astype(np.float32)
+
+    params = jax.tree.map(draw, shapes)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
+    checkpoints.save(3, {"learner": {"params": params}, "replay": {"frames": np.zeros(4, np.uint8)}}, {"step": 0})
+    checkpoints.close()
+    return network, params
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A run and its policy folder, with frames that are not resized."""
+    root = tmp_path_factory.mktemp("exported")
+    make_run(root / "run")
+    export_policy(load_student(root / "run"), root / "policy")
+    return root / "run", root / "policy"
+
+
+@pytest.mark.parametrize(
+    ("observation", "image_size", "student_size"),
+    [("rgb", 80, 40), ("rgb+state", 52, 40), ("state", 40, 40)],
+)
+def test_three_forms_give_the_network_s_actions(observation, image_size, student_size, tmp_path):
+    network, params = make_run(tmp_path / "run", observation, image_size, student_size)
+    student = load_student(tmp_path / "run")
+    assert student.iteration == 3
+    export_policy(student, tmp_path / "policy")
+    inputs = policy.example_inputs(student.frame_shape, student.state_dim, batch=2)
+    assert set(inputs) == set(observation.split("+"))
+    mean = jax.jit(network.apply)(params, inputs.get("rgb"), inputs.get("state"))[0]
+    expected = np.clip(mean, -1.0, 1.0)
+    assert 0.1 < np.abs(expected).mean() < 1.0
+    forms = {
+        "jax": ExportedPolicy(tmp_path / "policy").act,
+        "onnx": policy.onnx_policy(tmp_path / "policy"),
+        "numpy": policy.numpy_policy(tmp_path / "policy"),
+    }
+    for name, act in forms.items():
+        np.testing.assert_allclose(act(**inputs), expected, atol=1e-5, err_msg=name)
+
+
+def test_the_folder_s_own_instructions_work_without_this_project(exported):
+    run, folder = exported
+    write_readme(folder, run, [])
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    code += "\nassert np.abs(actions - np.load('example.npz')['actions']).max() < 1e-5"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True, timeout=200)
+    script = "import sys; sys.modules['jax'] = None\nimport runpy; runpy.run_path('run_numpy.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=folder, check=True, text=True, capture_output=True)
+    assert float(done.stdout.split()[-1]) < 1e-5
+
+
+def test_onnx_graph_uses_the_runtime_s_convolutions(exported):
+    _, folder = exported
+    operators = [node.op_type for node in onnx.load(folder / policy.ONNX_FILE).graph.node]
+    assert operators.count("Conv") == 3 and operators.count("Gemm") == 3
+    description = json.loads((folder / "policy.json").read_text())
+    assert description["inputs"] == {"rgb": {"shape": ["batch", 40, 40, 3], "dtype": "uint8"}}
+    assert description["instruction"] == "push the cube away from the robot base"
+
+
+@pytest.mark.parametrize(("size", "new_size"), [(80, 40), (52, 40)])
+def test_resizing_is_a_matrix_product(size, new_size):
+    from rpd_jax.student.convolution import resize_frames
+
+    frames = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+    matrix = resize_matrix(size, new_size)
+    found = np.round(np.einsum("yh,bhwc,xw->byxc", matrix, frames.astype(np.float32), matrix))
+    # A level that lies between two by rounding errors only may fall on either side.
+    assert np.abs(found - np.asarray(resize_frames(frames, new_size), np.float32)).max() <= 1.0
+    assert np.mean(found != np.asarray(resize_frames(frames, new_size))) < 0.01
+
+
+def test_a_run_and_its_export_are_evaluated_alike(exported):
+    run, folder = exported
+    policies = run_policy(str(run)), exported_policy(str(folder))
+    frames = policy.example_inputs((40, 40, 3), None, batch=2)["rgb"]
+    task = find_task("PushCube-v1")
+    of_run, of_export = (np.asarray(each.act_on(task)(frames, None, jax.random.key(0))) for each in policies)
+    np.testing.assert_allclose(np.clip(of_run, -1.0, 1.0), of_export, atol=1e-5)
+    for each in policies:
+        assert (each.task, each.env.image_size, each.env.camera.eye_offset[0]) == ("PushCube-v1", 40, 0.0)
+
+
+def test_what_cannot_be_exported_is_told(exported, tmp_path):
+    run, _ = exported
+    with pytest.raises(UserError, match="holds no run"):
+        load_student(tmp_path)
+    with pytest.raises(UserError, match="has no checkpoint 8: there are 3"):
+        load_student(run, 8)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write to"):
+        export_policy(load_student(run), tmp_path / "file" / "policy")
+    with pytest.raises(UserError, match="is no policy folder"):
+        ExportedPolicy(run)

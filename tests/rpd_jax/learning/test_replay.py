@@ -1,0 +1,53 @@
+"""The ring keeps the newest frames and their labels together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rpd_jax.learning.replay import Replay
+
+
+def batch(first, num):
+    """Frames, states and labels that all say which frame they belong to."""
+    names = np.arange(first, first + num)
+    frames = np.broadcast_to(names[:, None, None, None], (num, 4, 4, 3)).astype(np.uint8)
+    states = np.broadcast_to(names[:, None], (num, 2)).astype(np.float32)
+    labels = np.broadcast_to(names[None, :, None], (3, num, 7)).astype(np.float32)
+    return jnp.asarray(frames), jnp.asarray(states), jnp.asarray(labels)
+
+
+def test_newest_frames_replace_the_oldest_with_their_labels():
+    replay = Replay.create(10, num_samples=3, action_dim=7, frame_shape=(4, 4, 3), state_dim=2)
+    add = jax.jit(Replay.add, donate_argnums=0)
+    for first in range(0, 32, 4):
+        replay = add(replay, *batch(first, 4))
+    kept = sorted(replay.frames[:, 0, 0, 0].tolist())
+    assert kept == list(range(22, 32))
+    np.testing.assert_array_equal(replay.states[:, 0], replay.frames[:, 0, 0, 0])
+    np.testing.assert_array_equal(replay.labels[:, 2, 6], replay.frames[:, 0, 0, 0])
+
+
+def test_donated_ring_is_written_in_place():
+    replay = Replay.create(10, 3, 7, frame_shape=(4, 4, 3))
+    place = replay.frames.unsafe_buffer_pointer()
+    frames, _, labels = batch(0, 4)
+    replay = jax.jit(Replay.add, donate_argnums=0)(replay, frames, None, labels)
+    assert replay.frames.unsafe_buffer_pointer() == place
+
+
+def test_only_filled_slots_are_sampled_and_all_of_them():
+    replay = Replay.create(10, 3, 7, state_dim=2)
+    assert replay.sample_indices(jax.random.key(0), 5).tolist() == [0] * 5
+    _, states, labels = batch(1, 4)
+    replay = replay.add(None, states, labels)
+    assert set(replay.sample_indices(jax.random.key(0), 100).tolist()) == {0, 1, 2, 3}
+    for _ in range(30):
+        replay = replay.add(None, states, labels)
+    assert set(replay.sample_indices(jax.random.key(0), 300).tolist()) == set(range(10))
+
+
+def test_too_many_frames_at_once_are_an_error():
+    _, states, labels = batch(0, 11)
+    with pytest.raises(ValueError, match="11 frames do not fit into a replay of 10"):
+        Replay.create(10, 3, 7, state_dim=2).add(None, states, labels)

@@ -1,0 +1,170 @@
+"""The report's numbers and page, on run directories small enough to work the numbers out by hand."""
+
+import json
+import re
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+from configs import default
+from rpd_jax import settings
+from rpd_jax.acting.video import write_video
+from rpd_jax.command.line import run_command
+from rpd_jax.errors import UserError
+from rpd_jax.report import statistics
+from rpd_jax.report.figures import plot_run
+from rpd_jax.report.page import write_report
+from rpd_jax.report.runs import find_runs, group
+from rpd_jax.run.directory import open_run
+from rpd_jax.run.metrics import MetricsLog
+
+
+def make_run(workdir, algorithm="rpd_mse", seed=0, success=(0.0, 0.5, 1.0), finished=True, teacher=None, **overrides):
+    """A run of 100 steps per iteration that evaluates after each, in the trainer's own format."""
+    config = default.get_config()
+    config.algorithm, config.seed, config.total_steps = algorithm, seed, 100 * len(success)
+    config.env.num_envs, config.ppo.rollout_steps = 10, 10
+    for name, value in overrides.items():
+        part, _, field = name.partition("__")
+        config[part][field] = value
+    open_run(workdir, settings.resolve(config))
+    log = MetricsLog(workdir, 0)
+    for iteration, rate in enumerate(success):
+        seconds = {"time/simulate+render": 3.0, "time/update": 1.0, "time/rest": 0.0, "time/total": 4.0}
+        if iteration == 0:
+            seconds["time/total"] = 99.0  # holds compilation, must not count
+        evaluation = {"success": rate, "return": 2 * rate, "episodes": 10.0}
+        numbers = {f"eval/{name}": value for name, value in evaluation.items()} | {"rollout/success": rate / 2}
+        log.write(iteration, 100 * (iteration + 1), numbers | seconds)
+    log.close()
+    if finished:
+        final = {"success": success[-1], "success_low": 0.0, "success_high": 1.0, "episodes": 10.0}
+        (workdir / "results.json").write_text(json.dumps({"student": final, "teacher": teacher}))
+    if teacher is not None:
+        (workdir / "teacher.json").write_text(json.dumps({"success": teacher, "return": teacher}))
+    return workdir
+
+
+def test_curves_hold_mean_and_spread_over_seeds(tmp_path):
+    paths = [
+        make_run(tmp_path / str(seed), seed=seed, success=curve) for seed, curve in enumerate([(0, 0.6), (0.2, 1)])
+    ]
+    make_run(tmp_path / "2", seed=2, success=(0.4,), finished=False)
+    steps, mean, spread = statistics.mean_curve(find_runs([*paths, tmp_path / "2"]), "eval/success")
+    np.testing.assert_array_equal(steps, [100, 200])
+    # The third run has not come to step 200.
+    np.testing.assert_allclose(mean, [0.2, 0.8])
+    np.testing.assert_allclose(spread, [0.2, np.sqrt(2) * 0.2])
+    _, smooth, _ = statistics.mean_curve(find_runs(paths[:1]), "eval/success", window=2)
+    np.testing.assert_allclose(smooth, [0.0, 0.3])
+
+
+def test_steps_to_success_are_those_of_the_first_evaluation_that_reached_it(tmp_path):
+    (run,) = find_runs([make_run(tmp_path / "run", success=(0.1, 0.5, 0.4, 0.9))])
+    found = [statistics.steps_to_success(run, threshold) for threshold in (0.1, 0.45, 0.6, 0.95)]
+    assert found == [100, 200, 400, float("inf")]
+
+
+def test_interquartile_mean_and_stratified_bootstrap():
+    # Middle half of 0 ... 7 is 2 ... 5.
+    assert statistics.interquartile_mean(np.arange(8.0)) == 3.5
+    # Each task's runs are drawn within the task: without spread inside the tasks there is none in the mean.
+    constant = statistics.aggregate({"a": [0.0, 0.0, 0.0], "b": [1.0, 1.0, 1.0]})
+    assert (constant["iqm"], constant["low"], constant["high"]) == (0.5, 0.5, 0.5)
+    # Of two seeds 0 and 1 a resampled mean is 0, 0.5 or 1, with 1/4 at either end: more than the 2.5% left out.
+    wide = statistics.aggregate({"a": [0.0, 1.0]})
+    assert (wide["iqm"], wide["low"], wide["high"]) == (0.5, 0.0, 1.0)
+    # What rliable 1.2.0's get_interval_estimates says of aggregate_iqm, with 5000 resamples.
+    scores = {"a": [0.91, 0.86, 0.80], "b": [0.4, 0.62, 0.5], "c": [0.1, 0.0, 0.05]}
+    found = statistics.aggregate(scores)
+    assert [found[name] for name in ("iqm", "low", "high")] == pytest.approx([0.484, 0.42, 0.552], abs=0.005)
+    single = statistics.aggregate({"a": [0.3, 0.5], "b": [0.7]})
+    assert single["runs"] == 3 and np.isnan(single["low"])
+
+
+def test_final_success_is_of_finished_runs(tmp_path):
+    curves = {"a": (0.4, True), "b": (0.8, True), "c": (0.0, False)}
+    for seed, (name, (success, finished)) in enumerate(curves.items()):
+        make_run(tmp_path / name, seed=seed, success=(success,), finished=finished)
+    (panel,) = group(find_runs([tmp_path]))
+    (series,) = panel.series
+    final = statistics.final_success(series)
+    # Wilson's interval of 12 of 20 episodes is 0.387 to 0.781; resampled means of the two seeds are 0.4, 0.6 and 0.8.
+    assert (final["mean"], final["low"], final["high"]) == pytest.approx((0.6, 0.387, 0.8), abs=1e-3)
+    (alone,) = group(find_runs([tmp_path / "a"]))[0].series
+    final = statistics.final_success(alone)
+    assert (final["low"], final["high"]) == pytest.approx((0.168, 0.687), abs=1e-3)  # Wilson, 4 of 10
+
+
+def test_runs_are_grouped_by_task_and_by_what_differs(tmp_path):
+    make_run(tmp_path / "a", seed=0)
+    make_run(tmp_path / "b", seed=1)
+    make_run(tmp_path / "c", distill__coef=1.0, distill__coef_final=0.1)
+    make_run(tmp_path / "d", "ppo", env__workers=1)
+    make_run(tmp_path / "e", "ppo", env__workers=2, seed=1)
+    make_run(tmp_path / "f", env__task="PullCube-v1")
+    pull, push = group(find_runs([tmp_path]))
+    assert (pull.title, push.title) == ("PullCube-v1, sparse", "PushCube-v1, sparse")
+    names = {series.name: len(series.runs) for series in push.series}
+    assert names == {"rpd_mse (distill.coef=10.0)": 2, "rpd_mse (distill.coef=1.0)": 1, "ppo": 2}
+
+
+def test_the_page_holds_everything_and_needs_no_network(tmp_path):
+    runs = tmp_path / "runs"
+    for seed in range(2):
+        make_run(runs / f"rpd{seed}", seed=seed, success=(0.0, 0.6, 0.9 + seed / 10), teacher=0.71)
+        make_run(runs / f"ppo{seed}", "ppo", seed=seed, success=(0.0, 0.0, 0.1), finished=seed == 0)
+    write_video(runs / "rpd0" / "videos" / "student.mp4", [np.zeros((3, 16, 16, 3), np.uint8)])
+    page = write_report(find_runs([runs]), tmp_path / "report", [0.5], command="again & again").read_text()
+    sources = re.findall(r'(?:src|href|url)\s*=?\s*["(]([^")]*)', page)
+    assert len(sources) == 5  # curves of success and return, interval, time, one video
+    assert all(source.startswith(("data:image/png;base64,", "data:video/mp4;base64,")) for source in sources)
+    text = re.sub(r"<[^>]*>", " ", page)
+    text = " ".join(text.split())
+    assert "rpd_mse 95.0% 76% to 100% 71% 2 of 2" in text  # mean, interval, teacher, finished seeds
+    assert "ppo 10.0% 2% to 40% 71% 1 of 2" in text
+    assert "rpd_mse 200 (2 of 2)" in text and "ppo - (0 of 2)" in text
+    assert "rpd_mse 4.0 25" in text  # seconds per iteration without the first, steps per second
+    assert "again &amp; again brings the page up to date" in text
+    tables = (tmp_path / "report" / "success.md").read_text()
+    assert "| rpd_mse | 95.0% | 76% to 100% | 71% | 2 of 2 |\n| ppo | 10.0% | 2% to 40% | 71% | 1 of 2 |" in tables
+    assert "| environment steps until a success of | 50% |" in tables and "| rpd_mse | 200 (2 of 2) |" in tables
+    for name in ("success-PushCube-v1-sparse", "return-PushCube-v1-sparse", "time", "final"):
+        assert imageio.imread(tmp_path / "report" / f"{name}.png").shape[1] > 500
+
+
+def pixels_of(colour, path):
+    return int(np.all(imageio.imread(path)[..., :3] == colour, axis=-1).sum())
+
+
+def test_a_run_s_own_curve_shows_student_and_teacher(tmp_path):
+    student, teacher = (0, 114, 178), (89, 89, 89)  # #0072B2 and matplotlib's 0.35
+    plot_run(make_run(tmp_path / "a"), tmp_path / "a.png")
+    plot_run(make_run(tmp_path / "b", teacher=0.5), tmp_path / "b.png")
+    assert pixels_of(student, tmp_path / "a.png") > 500 and pixels_of(student, tmp_path / "b.png") > 500
+    # A few pixels of black text have the teacher's grey.
+    assert pixels_of(teacher, tmp_path / "a.png") < 100 and pixels_of(teacher, tmp_path / "b.png") > 500
+
+
+def test_a_run_that_is_going_on_can_be_read(tmp_path):
+    workdir = make_run(tmp_path / "run", finished=False)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "st')  # the line that is being written
+    (run,) = find_runs([workdir])
+    assert (run.step, run.latest["success"]) == (300, 1.0)
+    (workdir / "metrics.jsonl").write_text("")
+    page = write_report(find_runs([workdir]), tmp_path / "report").read_text()
+    assert "0 of 300 steps" in page
+
+
+def test_what_is_no_run_is_named(tmp_path, capsys):
+    with pytest.raises(UserError, match="holds no run"):
+        find_runs([tmp_path])
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read as a run"):
+        find_runs([tmp_path])
+    with pytest.raises(SystemExit):
+        run_command(lambda paths: None, ["report"], positional="RUNS")
+    assert "RUNS is missing" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+import contextlib
+import shutil
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rpd_jax.errors import UserError
+from rpd_jax.run.checkpoints import Checkpoints
+from rpd_jax.run.metrics import MetricsLog
+
+
+def make_tree(value):
+    return {
+        "weights": jnp.full((3, 2), value),
+        "frames": jnp.full((4, 2), 7, jnp.uint8),
+        "count": jnp.asarray(5, jnp.int32),
+    }
+
+
+def test_restores_what_was_saved_bit_for_bit(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.restore(make_tree(0.0)) is None
+    saved = make_tree(np.float32(1) / 3)
+    checkpoints.save(10, saved, {"step": 640})
+    iteration, tree, progress = Checkpoints(tmp_path, keep=2).restore(make_tree(0.0))
+    assert (iteration, progress) == (10, {"step": 640})
+    for name, leaf in saved.items():
+        assert tree[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(tree[name], leaf)
+
+
+def test_keeps_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for iteration in (1, 2, 3):
+        checkpoints.save(iteration, make_tree(float(iteration)), {})
+    assert kept(tmp_path) == [2, 3]
+
+
+def kept(directory):
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def test_a_half_written_checkpoint_is_ignored(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, make_tree(1.0), {})
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    (half / "state").mkdir(parents=True)
+    assert Checkpoints(tmp_path, keep=2).restore(make_tree(0.0))[0] == 1
+
+
+def test_a_damaged_checkpoint_gives_one_sentence(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, make_tree(1.0), {})
+    for path in (tmp_path / "1" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be read .*: remove that folder"):
+        Checkpoints(tmp_path, keep=2).restore(make_tree(0.0))
+
+
+def test_keeps_the_best_besides_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=1)
+    for iteration, success in ((1, 0.2), (2, 0.9), (3, None), (4, 0.5)):
+        checkpoints.save(iteration, make_tree(float(iteration)), {}, success)
+    assert kept(tmp_path) == [2, 4]
+    again = Checkpoints(tmp_path, keep=1, keep_best=1)
+    again.save(5, make_tree(5.0), {}, 0.7)
+    assert kept(tmp_path) == [2, 5], "the best is known to a resumed run too"
+    assert again.restore(make_tree(0.0))[0] == 5, "a run continues from the newest, not from the best"
+
+
+def test_a_full_disk_gives_one_sentence_and_leaves_the_last_checkpoint(small_disk):
+    checkpoints = Checkpoints(small_disk / "checkpoints", keep=2)
+    checkpoints.save(1, make_tree(1.0), {"step": 64})
+    log = MetricsLog(small_disk, 0)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(UserError, match=r"make room on the disk .* continues from checkpoint 1\."):
+        checkpoints.save(2, make_tree(2.0), {"step": 128})
+    with pytest.raises(OSError, match="No space left"):
+        for iteration in range(1000):
+            log.write(iteration, 64, {"loss": 1.0})
+    log.close()
+    checkpoints.close()
+    filler.unlink()
+    checkpoints = Checkpoints(small_disk / "checkpoints", keep=2)
+    iteration, tree, progress = checkpoints.restore(make_tree(0.0))
+    assert (iteration, progress) == (1, {"step": 64})
+    np.testing.assert_array_equal(tree["weights"], make_tree(1.0)["weights"])
+    checkpoints.save(2, make_tree(2.0), {"step": 128})
+    assert checkpoints.latest == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+SAVE_FOREVER = """
+import sys
+import jax.numpy as jnp
+from rpd_jax.run.checkpoints import Checkpoints
+checkpoints = Checkpoints(sys.argv[1], keep=2)
+iteration = checkpoints.latest or 0
+while True:
+    iteration += 1
+    checkpoints.save(iteration, {"weights": jnp.full((200, 200), iteration)}, {"step": iteration})
+    print(iteration, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_no_kill_leaves_a_corrupt_or_lost_checkpoint(tmp_path):
+    """What the process said it had saved is there after a SIGKILL at a random moment of saving, whole."""
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, tmp_path], stdout=subprocess.PIPE, text=True)
+        for _ in range(rng.integers(2, 6)):
+            said = int(process.stdout.readline())
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.kill()
+        said = int((process.communicate()[0].splitlines() or [said])[-1])
+        like = {"weights": jnp.zeros((200, 200), jnp.int32)}
+        iteration, tree, progress = Checkpoints(tmp_path, keep=2).restore(like)
+        assert iteration in (said, said + 1) and progress == {"step": iteration}
+        np.testing.assert_array_equal(tree["weights"], np.full((200, 200), iteration))

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from rpd_jax.errors import UserError
+from rpd_jax.run.directory import default_workdir, open_run
+
+
+def make_config(learning_rate=3e-4, workers=2):
+    return ConfigDict(
+        {"seed": 0, "algorithm": "ppo", "ppo": {"learning_rate": learning_rate}, "env": {"workers": workers}}
+    )
+
+
+def test_a_new_run_holds_its_config(tmp_path):
+    workdir = open_run(tmp_path / "runs" / "a", make_config())
+    assert json.loads((workdir / "config.json").read_text())["ppo"]["learning_rate"] == 3e-4
+
+
+def test_the_same_config_opens_it_again_also_with_other_workers(tmp_path):
+    open_run(tmp_path / "a", make_config(workers=2))
+    assert open_run(tmp_path / "a", make_config(workers=1)) == tmp_path / "a"
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path):
+    open_run(tmp_path / "a", make_config())
+    with pytest.raises(UserError, match=r"ppo\.learning_rate: 0\.0003 there, 0\.001 now"):
+        open_run(tmp_path / "a", make_config(learning_rate=1e-3))
+
+
+def test_a_run_of_a_version_without_a_setting_continues_if_the_setting_is_left_alone(tmp_path):
+    open_run(tmp_path / "a", make_config())
+    config = make_config()
+    config.teacher = ConfigDict({"refresh": "rollout"})
+    open_run(tmp_path / "a", config)
+    config.teacher.refresh = "epoch"
+    with pytest.raises(UserError, match=r"teacher\.refresh: 'rollout' there, 'epoch' now"):
+        open_run(tmp_path / "a", config)
+
+
+def test_a_directory_of_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear reader")
+    with pytest.raises(UserError, match="no run"):
+        open_run(tmp_path, make_config())
+    assert (tmp_path / "thesis.tex").read_text() == "dear reader"
+
+
+def test_default_name_tells_what_runs():
+    config = ConfigDict({"algorithm": "rpd_mse", "seed": 3, "student": {"observation": "state"}})
+    assert str(default_workdir("configs/push_cube_sparse.py", config)) == "runs/push_cube_sparse-rpd_mse-state-seed3"

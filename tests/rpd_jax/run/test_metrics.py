@@ -1,0 +1,42 @@
+import json
+import time
+
+import pytest
+
+from rpd_jax.run.metrics import MetricsLog, StageClock
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for iteration in range(3):
+        log.write(iteration, 64 * (iteration + 1), {"loss": iteration})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "st')  # a kill in the middle of a line
+    log = MetricsLog(tmp_path, 2)
+    log.write(2, 192, {"loss": 20.0})
+    log.close()
+    rows = read(tmp_path / "metrics.jsonl")
+    assert [(row["iteration"], row["step"], row["loss"]) for row in rows] == [
+        (0, 64, 0.0),
+        (1, 128, 1.0),
+        (2, 192, 20.0),
+    ]
+
+
+def test_stages_and_rest_add_up_to_the_total():
+    clock = StageClock()
+    with clock.stage("a"):
+        time.sleep(0.01)
+    with clock.stage("a"):
+        time.sleep(0.01)
+    time.sleep(0.01)
+    lap = clock.lap()
+    assert lap["a"] + lap["rest"] == pytest.approx(lap["total"])
+    assert lap["a"] >= 0.02
+    assert lap["rest"] >= 0.01
+    assert "a" not in clock.lap()

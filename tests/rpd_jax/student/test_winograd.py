@@ -1,0 +1,61 @@
+"""Winograd's convolutions of whole numbers, whose sums float32 holds exactly, are the plain ones to the last bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rpd_jax.student import winograd
+
+SHAPES = st.tuples(*[st.integers(1, 3)] * 3, *[st.integers(2, 5)] * 2)  # images, channels, features, rows, columns
+
+
+def plain(images, kernel):
+    """The convolution's first H - 2 rows and W - 2 columns."""
+    kernel = kernel.transpose(1, 2, 3, 0)
+    output = jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return output[:, : images.shape[1] - 2, : images.shape[2] - 2]
+
+
+def through_quarters(images, kernel):
+    return winograd.whole_of(winograd.convolve(winograd.quarters_of(images), kernel))
+
+
+@pytest.mark.parametrize("size", winograd.KERNEL_SIZES)
+@settings(max_examples=15, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 2**32 - 1))
+def test_outputs_and_gradients_are_those_of_the_plain_convolution(size, shape, seed):
+    batch, channels, features, rows, columns = shape
+    random = np.random.default_rng(seed)
+    whole_numbers = lambda *shape: random.integers(-9, 10, shape).astype(np.float32)  # noqa: E731
+    images = whole_numbers(batch, 2 * rows, 2 * columns, channels)
+    kernel = 4 * whole_numbers(features, size, size, channels)  # the tiles of 3×3 kernels take a quarter of them
+    expected, expected_vjp = jax.vjp(plain, images, kernel)
+    found, found_vjp = jax.vjp(through_quarters, images, kernel)
+    np.testing.assert_array_equal(found, expected)
+    grads = 4 * whole_numbers(*expected.shape)
+    for ours, theirs in zip(found_vjp(grads), expected_vjp(grads), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("size", winograd.KERNEL_SIZES)
+def test_bytes_count_as_their_values_also_where_differences_are_negative(size):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (2, 8, 6, 3), dtype=np.uint8)
+    kernel = random.integers(-3, 4, (5, size, size, 3)).astype(np.float32) * 4
+    expected, expected_vjp = jax.vjp(lambda kernel: plain(images.astype(np.float32), kernel), kernel)
+    found, found_vjp = jax.vjp(lambda kernel: through_quarters(jnp.asarray(images), kernel), kernel)
+    np.testing.assert_array_equal(found, expected)
+    grads = np.full(expected.shape, 4.0, np.float32)
+    np.testing.assert_array_equal(*found_vjp(grads), *expected_vjp(grads))
+
+
+def test_quarters_are_the_pixels_at_even_and_odd_places():
+    images = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
+    quarters = winograd.quarters_of(images)
+    for a in range(2):
+        for b in range(2):
+            np.testing.assert_array_equal(quarters[a][b], images[:, a::2, b::2])
+    np.testing.assert_array_equal(winograd.whole_of(quarters), images)
