@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from octo_teacher.data.episodes import Demo
-from octo_teacher.demos.episode_files import CAMERA, open_h5, read_json, trajectory_names
+from octo_teacher.data.maniskill_files import CAMERA, open_h5, read_json, trajectory_names
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import find_task
 

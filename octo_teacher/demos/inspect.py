@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from octo_teacher.data.episodes import Demo, action_statistics
+from octo_teacher.data.maniskill_files import read_json
 from octo_teacher.data.readers import format_of, read_demos, source_files
-from octo_teacher.demos.episode_files import read_json
 
 ACTION_NAMES = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "gripper")
 _STRIP = 8

@@ -14,7 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from octo_teacher.demos.episode_files import DemoFile, Episode, open_h5, read_json, trajectory_names
+from octo_teacher.data.maniskill_files import open_h5, read_json, trajectory_names
+from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.parallel import in_order
 from octo_teacher.demos.record import to_rgb
 from rpd_jax.errors import UserError

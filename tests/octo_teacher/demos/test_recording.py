@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from octo_teacher.data.maniskill import read_maniskill
+from octo_teacher.data.maniskill_files import CAMERA
 from octo_teacher.demos.__main__ import main
-from octo_teacher.demos.episode_files import CAMERA, DemoFile, Episode
+from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.record import Recording, record
 from rpd_jax.errors import UserError
 

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
+from octo_teacher.data.maniskill_files import CAMERA
 from octo_teacher.demos.__main__ import main
-from octo_teacher.demos.episode_files import CAMERA
 from octo_teacher.demos.render import Rendering, render
 from rpd_jax.errors import UserError
 
