@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from flax.serialization import msgpack_restore, msgpack_serialize
 
 from octo_teacher.model.octo_module import OctoModule, param_shapes
+from octo_teacher.model.text import SETTINGS_FILE, mend_settings
 from rpd_jax.errors import UserError
 
 PLACEHOLDER = "PLACEHOLDER://"
@@ -193,7 +194,8 @@ def write(
     for name, source in assets.items():
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / name)
+            content = Path(source).read_bytes()
+            (folder / name).write_bytes(mend_settings(content) if Path(name).name == SETTINGS_FILE else content)
     scratch = Path(tempfile.mkdtemp(prefix=f".{step}-", dir=folder))
     try:
         (scratch / "default").mkdir()

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from octo_teacher.model.architectures import make_config, make_example_batch
+from octo_teacher.model.text import SETTINGS_FILE, TOKENIZER_FILE, settings_text
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.tasks import TASKS
 
@@ -75,19 +77,25 @@ def _config(window: int, action_horizon: int) -> dict[str, Any]:
 
 def write_text_files(folder: Path) -> None:
     """Writes the language encoder's config.json and the tokenizer's files into folders inside `folder`."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     words = sorted({word for task in TASKS.values() for word in task.instruction.split()})
     vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
-    )
-    fast.save_pretrained(str(folder / TOKENIZER))
+    tokenizer.add_special_tokens(list(_SPECIAL))
+    (folder / TOKENIZER).mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / TOKENIZER / TOKENIZER_FILE))
+    settings = {
+        # Known to every transformers from the original Octo's 4.34 on; the inputs are those that T5 takes.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": TOKENS,
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / TOKENIZER / SETTINGS_FILE).write_text(settings_text(settings), encoding="utf-8")
     size = {
         "model_type": "t5",
         "d_model": 64,
