@@ -268,7 +268,7 @@ def _measure_success(model: OctoModel, config: ConfigDict, console: Console) -> 
     """Success and mean reward of the model in the simulator, by task."""
     # Imported late: without evaluation no simulator is needed.
     from rpd_jax.acting.episodes import teacher_act
-    from rpd_jax.evaluate.table import measure_policy
+    from rpd_jax.acting.measure import measure_policy
 
     # To one device: the teacher does not split its batches.
     model = model.replace(params=jax.device_put(model.params, jax.local_devices()[0]))

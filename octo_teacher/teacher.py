@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
+from ml_collections import ConfigDict
 
+from octo_teacher.embedded import DEFAULT, find_checkpoint
 from octo_teacher.model.action_heads import DiffusionActionHead, SamplingNoise
 from octo_teacher.model.octo_module import OctoModule, Prefix
 from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
@@ -312,3 +314,13 @@ def _default_chunk(model: OctoModel, image_size: tuple[int, int]) -> int:
     per_frame += 4 * 3 * kwargs["num_attention_heads"] * tokens**2
     fitting = max(1, int(memory / 4 / per_frame))
     return min(MAX_CHUNK, 1 << (fitting.bit_length() - 1))
+
+
+def load(config: ConfigDict) -> OctoTeacher:
+    """The teacher `octo` of `rpd_jax.teachers`: reads checkpoint, dataset and precision of `config.teacher`."""
+    settings = config.teacher
+    return OctoTeacher.load(
+        find_checkpoint(settings.checkpoint or DEFAULT),
+        dataset=settings.get("dataset") or None,
+        precision=settings.get("precision") or "float32",
+    )

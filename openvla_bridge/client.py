@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.replicas import Speed, split_by_speed, split_evenly
@@ -254,3 +255,19 @@ def _uniforms(key: jax.Array, first: int, frames: int, samples: int, action_dim:
         return jax.random.uniform(jax.random.fold_in(key, frame), (samples, action_dim))
 
     return jax.vmap(draw, out_axes=1)(first + jnp.arange(frames))
+
+
+def load(config: ConfigDict) -> OpenVLATeacher:
+    """The teacher `openvla` of `rpd_jax.teachers`: reads `config.teacher`."""
+    settings = config.teacher
+    return OpenVLATeacher(
+        settings.checkpoint,
+        devices=tuple(settings.devices),
+        python=settings.python,
+        precision=settings.precision,
+        dataset=settings.dataset,
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+        start_timeout=settings.start_timeout,
+        request_timeout=settings.request_timeout,
+    )

@@ -9,6 +9,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.learning.losses import ALGORITHMS
 from rpd_jax.run import wandb_log
 from rpd_jax.tasks import find_task
+from rpd_jax.teachers import teacher_names
 
 _CHOICES = {
     "algorithm": tuple(ALGORITHMS),
@@ -17,12 +18,14 @@ _CHOICES = {
     "student.observation": ("rgb", "rgb+state", "state"),
     "student.encoder": ("nature", "small"),
     "student.precision": ("float32", "bfloat16"),
-    "teacher.name": ("octo", "openvla"),
     "teacher.precision": ("float32", "bfloat16"),
     "teacher.refresh": ("rollout", "epoch"),
     "teacher.overlap": ("auto", "on", "off"),
     "distill.schedule": ("constant", "cosine"),
 }
+
+# Whose checkpoints the profiles name.
+_PROFILES_TEACHER = "octo"
 
 _POSITIVE = (
     "total_steps",
@@ -62,8 +65,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         else:
             config.profile = "cpu_state" if config.student.observation == "state" else "cpu"
     _check_choice("profile", config.profile, tuple(profiles))
-    if config.teacher.name == "openvla" and config.teacher.checkpoint is None:
-        config.teacher.checkpoint = config.teacher.openvla_checkpoint
+    if config.teacher.name != _PROFILES_TEACHER and config.teacher.checkpoint is None:
+        config.teacher.checkpoint = default_checkpoint(config.teacher)
     _fill(config, profiles[config.profile])
     if config.env.backend == "auto":
         config.env.backend = "gpu" if has_cuda() else "cpu"
@@ -77,8 +80,12 @@ def _teacher_has_own_hardware(config: ConfigDict) -> bool:
     """True if something of the teacher's hardware is idle while the environments step."""
     simulators = {"cpu"} if config.env.backend == "cpu" else {"cuda", "cuda:0"}
     default_device = "cuda" if has_cuda() else "cpu"
-    devices = config.teacher.devices if config.teacher.name == "openvla" else ("auto",)
-    return any((default_device if device == "auto" else device) not in simulators for device in devices)
+    return any((default_device if device == "auto" else device) not in simulators for device in config.teacher.devices)
+
+
+def default_checkpoint(teacher: ConfigDict) -> str:
+    """A teacher's checkpoint if none is given: the setting `teacher.<name>_checkpoint` where there is one, or ""."""
+    return teacher.get(f"{teacher.name}_checkpoint", "")
 
 
 def departures(config: ConfigDict, profile: ConfigDict, prefix: str = "") -> list[str]:
@@ -118,6 +125,7 @@ def _validate(config: ConfigDict) -> None:
         wandb_log.check_installed()
     for path, allowed in _CHOICES.items():
         _check_choice(path, _get(config, path), allowed)
+    _check_choice("teacher.name", config.teacher.name, teacher_names())
     for path in _POSITIVE:
         if _get(config, path) < 1:
             raise UserError(f"{path}={_get(config, path)} must be at least 1.")

@@ -3,7 +3,10 @@
 import dataclasses
 import difflib
 
+from rpd_jax import registry
 from rpd_jax.errors import UserError
+
+GROUP = "rpd_jax.tasks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +18,14 @@ class Task:
         instruction: the sentence that the teacher is given.
         max_episode_steps: control steps (20 Hz) after which an episode is truncated.
         held_out: True if the paper's teachers were not fine-tuned on it.
+        look_at: the point that the task's human camera looks at, metres; ManiSkill keeps the resulting pose only.
     """
 
     env_id: str
     instruction: str
     max_episode_steps: int = 50
     held_out: bool = False
+    look_at: tuple[float, float, float] = (0.0, 0.0, 0.35)
 
 
 TASKS: dict[str, Task] = {
@@ -31,16 +36,28 @@ TASKS: dict[str, Task] = {
         Task("PullCube-v1", "pull the cube towards the robot base"),
         Task("PullCubeTool-v1", "pull the cube by using the red tool", max_episode_steps=100, held_out=True),
         Task("PushCube-v1", "push the cube away from the robot base"),
-        Task("RollBall-v1", "push the ball", max_episode_steps=80),
+        Task("RollBall-v1", "push the ball", max_episode_steps=80, look_at=(0.0, 0.13, 0.0)),
         Task("StackCube-v1", "stack the red cube on the green cube"),
-        Task("PokeCube-v1", "push the cube by using the blue tool", held_out=True),
+        Task("PokeCube-v1", "push the cube by using the blue tool", held_out=True, look_at=(0.2, 0.2, 0.35)),
     )
 }
 
 
 def find_task(env_id: str) -> Task:
-    """Returns the task registered under `env_id`; raises UserError with the nearest name if there is none."""
+    """Returns the task registered under `env_id`, here or by a package (an entry point of `rpd_jax.tasks`).
+
+    Raises:
+        UserError: there is none, with the nearest name; or its package cannot be loaded or offers something else.
+    """
     if env_id in TASKS:
         return TASKS[env_id]
-    nearest = difflib.get_close_matches(env_id, TASKS, n=1, cutoff=0.0)[0]
-    raise UserError(f"env.task={env_id!r} is not one of the tasks {', '.join(TASKS)}: did you mean {nearest!r}?")
+    names = (*TASKS, *registry.names(GROUP))
+    if env_id not in names:
+        nearest = difflib.get_close_matches(env_id, names, n=1, cutoff=0.0)[0]
+        raise UserError(f"env.task={env_id!r} is not one of the tasks {', '.join(names)}: did you mean {nearest!r}?")
+    task = registry.load(GROUP, env_id)
+    if not isinstance(task, Task) or task.env_id != env_id:
+        raise UserError(
+            f"{env_id!r} of {GROUP} is {task!r} and not the Task of that name: mend the package that offers it."
+        )
+    return task

@@ -1,16 +1,15 @@
-"""What a teacher is, and how one is found by name."""
+"""What a teacher is, and how one is found by name. Imports no teacher."""
 
-import importlib.resources
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import jax
 from ml_collections import ConfigDict
 
+from rpd_jax import registry
 from rpd_jax.errors import UserError
 
-EMBEDDED_TEACHER = "octo-nano"
+GROUP = "rpd_jax.teachers"
 
 
 class Teacher(Protocol):
@@ -51,50 +50,21 @@ class Teacher(Protocol):
 def load_teacher(config: ConfigDict) -> Teacher:
     """Loads the teacher that `config.teacher` names.
 
+    Teachers are entry points of the group `rpd_jax.teachers`: functions of the resolved training config that return a
+    `Teacher`.
+
     Args:
         config: the resolved training config; reads `teacher`.
 
     Raises:
         UserError: unknown name, or a checkpoint that is missing or broken.
     """
-    if config.teacher.name == "octo":
-        from octo_teacher.teacher import OctoTeacher
-
-        return OctoTeacher.load(
-            find_checkpoint(config.teacher.checkpoint),
-            dataset=config.teacher.get("dataset") or None,
-            precision=config.teacher.get("precision") or "float32",
-        )
-    if config.teacher.name == "openvla":
-        from openvla_bridge.client import OpenVLATeacher
-
-        return OpenVLATeacher(
-            config.teacher.checkpoint,
-            devices=tuple(config.teacher.devices),
-            python=config.teacher.python,
-            precision=config.teacher.precision,
-            dataset=config.teacher.dataset,
-            temperature=config.teacher.temperature,
-            batch_size=config.teacher.batch_size,
-            start_timeout=config.teacher.start_timeout,
-            request_timeout=config.teacher.request_timeout,
-        )
-    raise UserError(f"teacher.name={config.teacher.name!r} is not a teacher: allowed are 'octo' and 'openvla'.")
+    return registry.load(GROUP, config.teacher.name)(config)
 
 
-def find_checkpoint(name: str) -> str:
-    """Returns where a checkpoint is: `name` itself if it is a folder or hub address, else the embedded one so called.
-
-    Raises:
-        UserError: there is neither.
-    """
-    if name.startswith("hf://") or Path(name).is_dir():
-        return name
-    embedded = Path(str(importlib.resources.files("octo_teacher"))) / "pretrained"
-    if (embedded / name / "config.json").is_file():
-        return str(embedded / name)
-    names = sorted(path.parent.name for path in embedded.glob("*/config.json"))
-    raise UserError(
-        f"teacher.checkpoint={name!r} is not a folder: give a checkpoint's folder, hf://owner/name, "
-        f"or one of the embedded teachers ({', '.join(names)})."
-    )
+def teacher_names() -> tuple[str, ...]:
+    """The names that `config.teacher.name` may have; raises UserError if there are none."""
+    names = registry.names(GROUP)
+    if not names:
+        raise UserError("No installed package offers a teacher, so this project is not installed: run `make setup`.")
+    return names

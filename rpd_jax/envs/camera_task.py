@@ -19,10 +19,6 @@ from rpd_jax.errors import UserError
 CONTROL_MODE = "pd_ee_delta_pose"
 CAMERA_NAME = "human_camera"
 
-# The point that a task's human camera looks at, metres; ManiSkill keeps the resulting pose only.
-_LOOK_AT = {"PokeCube-v1": (0.2, 0.2, 0.35), "RollBall-v1": (0.0, 0.13, 0.0)}
-_DEFAULT_LOOK_AT = (0.0, 0.0, 0.35)
-
 # ManiSkill's own transform drops alpha and so gives a strided view, which JAX refuses over DLPack.
 _RGBA_SHADER = ShaderConfig(
     shader_pack="minimal",
@@ -160,7 +156,7 @@ def make_task_env(
         render_backend=render_backend,
         enhanced_determinism=num_envs == 1 if enhanced_determinism is None else enhanced_determinism,
         image_size=image_size,
-        look_at=_LOOK_AT.get(env_id, _DEFAULT_LOOK_AT),
+        look_at=task.look_at,
         camera_change=camera or CameraChange(),
         mesh_detail=mesh_detail,
     )

@@ -55,8 +55,9 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from rpd_jax.acting.measure import measure_policy
     from rpd_jax.evaluate.policies import exported_policy, run_policy, teacher_policy
-    from rpd_jax.evaluate.table import console_table, measure_policy, write_tables
+    from rpd_jax.evaluate.table import console_table, write_tables
     from rpd_jax.tasks import TASKS, find_task
 
     chosen = [flag.name for flag in (_TEACHER, _RUN, _POLICY) if flag.value]

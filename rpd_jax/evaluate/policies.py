@@ -9,11 +9,12 @@ import jax
 from ml_collections import ConfigDict
 
 from rpd_jax.acting.episodes import Act, teacher_act
+from rpd_jax.evaluate.exported_policy import ExportedPolicy
 from rpd_jax.evaluate.trained_student import load_student
-from rpd_jax.export.policy import ExportedPolicy
+from rpd_jax.settings import default_checkpoint
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.tasks import Task
-from rpd_jax.teachers import EMBEDDED_TEACHER, load_teacher
+from rpd_jax.teachers import load_teacher
 
 _SAMPLED = "Sampled actions, the first of each chunk executed."
 _MEAN = "Mean actions of the student."
@@ -45,17 +46,16 @@ def teacher_policy(config: ConfigDict, checkpoint: str | None = None) -> Policy:
 
     Args:
         config: of a run; reads `teacher`, `env.camera` and `env.task`.
-        checkpoint: folder, hub address or embedded name; None is the config's, or the embedded teacher.
+        checkpoint: folder, hub address or embedded name; None is the config's, or the teacher's own choice.
 
     Raises:
         UserError: it cannot be loaded.
     """
     config = config.copy_and_resolve_references()
-    by_name = {"octo": EMBEDDED_TEACHER, "openvla": config.teacher.openvla_checkpoint}
-    config.teacher.checkpoint = checkpoint or config.teacher.checkpoint or by_name.get(config.teacher.name)
+    config.teacher.checkpoint = checkpoint or config.teacher.checkpoint or default_checkpoint(config.teacher)
     teacher = load_teacher(config)
     return Policy(
-        name=config.teacher.checkpoint,
+        name=config.teacher.checkpoint or config.teacher.name,
         act_on=lambda task: teacher_act(teacher, config.teacher.instruction or task.instruction),
         actions=_SAMPLED,
         env=ConfigDict({"image_size": 128, "mesh_detail": 0.15, "camera": config.env.camera}),

@@ -1,4 +1,4 @@
-"""A policy folder: written from a trained student, and read back."""
+"""A policy folder, written from a trained student."""
 
 import json
 import shutil
@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from rpd_jax.errors import UserError
+from rpd_jax.evaluate.exported_policy import DESCRIPTION_FILE, JAX_FILE, ExportedPolicy
 from rpd_jax.evaluate.trained_student import TrainedStudent
 from rpd_jax.export.weights import policy_weights
 from rpd_jax.tasks import find_task
 
-JAX_FILE, ONNX_FILE, WEIGHTS_FILE, NUMPY_FILE = "policy.jax", "policy.onnx", "weights.npz", "run_numpy.py"
+ONNX_FILE, WEIGHTS_FILE, NUMPY_FILE = "policy.onnx", "weights.npz", "run_numpy.py"
 _PLATFORMS = ("cpu", "cuda")
 # What the three forms may differ by: rounding in another order of summation.
 TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ def export_policy(student: TrainedStudent, folder: str | Path) -> dict[str, floa
     write_onnx(weights, student.frame_shape, student.state_dim, folder / ONNX_FILE)
     np.savez(folder / WEIGHTS_FILE, **weights)
     shutil.copyfile(Path(__file__).with_name(NUMPY_FILE), folder / NUMPY_FILE)
-    (folder / "policy.json").write_text(json.dumps(_description(student), indent=2) + "\n")
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(_description(student), indent=2) + "\n")
     example = example_inputs(student.frame_shape, student.state_dim, batch=3)
     expected = np.asarray(ExportedPolicy(folder).act(**example))
     np.savez_compressed(folder / "example.npz", **example, actions=expected)
@@ -59,41 +60,6 @@ def export_policy(student: TrainedStudent, folder: str | Path) -> dict[str, floa
     if max(differences.values()) > TOLERANCE:
         raise RuntimeError(f"the exported forms of {folder} give different actions: {differences}")
     return differences
-
-
-class ExportedPolicy:
-    """The jax.export program of a policy folder.
-
-    Attributes:
-        description: what policy.json holds: observation, inputs, task, camera, origin.
-    """
-
-    def __init__(self, folder: str | Path):
-        """Reads the program.
-
-        Raises:
-            UserError: no policy folder, or a program of an incompatible JAX.
-        """
-        path = Path(folder) / "policy.json"
-        try:
-            self.description = json.loads(path.read_text())
-            blob = (path.parent / JAX_FILE).read_bytes()
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{folder} is no policy folder ({error}): make one with python -m rpd_jax.export --run=DIR -o {folder}."
-            ) from error
-        try:
-            self._call = jax.jit(jax.export.deserialize(bytearray(blob)).call)
-        except ValueError as error:
-            raise UserError(f"{path.parent / JAX_FILE} is of another JAX ({error}): export the run again.") from error
-
-    def act(self, rgb: jax.Array | None = None, state: jax.Array | None = None) -> jax.Array:
-        """Actions float32 [B, A] in [-1, 1] for frames uint8 [B, H, W, 3] and/or states float32 [B, D].
-
-        What the student does not look at may be given and is ignored.
-        """
-        given = {"rgb": rgb, "state": state}
-        return self._call(*(given[name] for name in self.description["inputs"]))
 
 
 def onnx_policy(folder: str | Path) -> Callable[..., np.ndarray]:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-import configs
+import rpd_jax
 from rpd_jax.command.wrong_flags import fields
 from rpd_jax.errors import UserError
 
-ROOT = Path(configs.__file__).resolve().parent.parent
+ROOT = Path(rpd_jax.__file__).resolve().parents[1]
 SCALES = ("paper", "cpu")
 
 
@@ -125,10 +125,8 @@ def _convert(name: str, value: object, kind: type) -> object:
 
 
 def _split(override: str) -> tuple[str, str]:
-    from configs import default
-
     name, equals, value = override.partition("=")
-    known = [field for field, _ in fields(default.get_config())]
+    known = [field for field, _ in fields(_load_module(ROOT / "configs" / "default.py").get_config())]
     if not equals:
         raise UserError(f"--set={override} has no value: write --set=part.field=value.")
     if name not in known:

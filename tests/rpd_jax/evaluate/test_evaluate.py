@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from rpd_jax.acting.episodes import teacher_act
-from rpd_jax.evaluate.table import console_table, measure_policy, write_tables
+from rpd_jax.acting.measure import measure_policy
+from rpd_jax.evaluate.table import console_table, write_tables
 from rpd_jax.tasks import find_task
 
 
