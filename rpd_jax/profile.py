@@ -120,9 +120,9 @@ def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
                 if labeller:
                     frames = jax.block_until_ready(labeller.label(frames))
             with times.stage("update"):
+                state, metrics = learner.update(state, frames, keys[2], replay=replay)
                 if labeller:
                     replay = learner.extend_replay(replay, frames)
-                state, metrics = learner.update(state, frames, keys[2], replay=replay)
                 jax.block_until_ready(metrics)
     return times, learner
 

@@ -199,9 +199,7 @@ class Trainer:
         lost = float((~frames.valid).sum())
         with clock.stage("update"):
             frames = self.learner.spread(frames)
-            if frames.teacher_actions is not None:
-                self.replay = self.learner.extend_replay(self.replay, frames)
-            self.state, metrics = self.learner.update(
+            state, metrics = self.learner.update(
                 self.state,
                 frames,
                 update_key,
@@ -211,7 +209,10 @@ class Trainer:
                 learning_rate=rate,
             )
             metrics = jax.device_get(metrics)
-        self._refuse(self.learner.nonfinite_term(metrics))
+            self._refuse(self.learner.nonfinite_term(metrics))
+            self.state = state
+            if frames.teacher_actions is not None:
+                self.replay = self.learner.extend_replay(self.replay, frames)
         self.iteration += 1
 
         row = {f"train/{name}": float(value) for name, value in metrics.items()}
@@ -284,7 +285,7 @@ class Trainer:
             )
 
     def _refuse(self, term: str | None) -> None:
-        """Ends the run if there is a term that was not finite; the update has left the parameters alone then."""
+        """Ends the run if there is a term that was not finite; state and replay are those before it then."""
         if term is not None:
             raise UserError(
                 f"{term} was not finite in iteration {self.iteration}; the run stopped before it reached the "

@@ -49,9 +49,9 @@ def estimate_seconds(
         full = _stretch(short, config.ppo.rollout_steps)
         start = time.perf_counter()
         full = learner.spread(full)
+        state, metrics = learner.update(state, full, key, replay=replay)
         if labeller:
             replay = learner.extend_replay(replay, full)
-        state, metrics = learner.update(state, full, key, replay=replay)
         jax.block_until_ready(metrics)
         seconds = collecting + time.perf_counter() - start
     return seconds

@@ -13,9 +13,10 @@ from rpd_jax.errors import UserError
 from rpd_jax.learning import losses, sharding
 from rpd_jax.learning.advantages import gae
 from rpd_jax.learning.augmentation import random_shift
-from rpd_jax.learning.replay import Replay
+from rpd_jax.learning.replay import Labelled, Replay
 from rpd_jax.learning.sharding import AXIS, REPLICATED
 from rpd_jax.student.convolution import resize_frames
+from rpd_jax.student.gaussian import gaussian_entropy, gaussian_log_prob
 from rpd_jax.student.networks import ActorCritic
 
 INPUT_TERMS = ("actions", "logprobs", "values", "rewards", "final_values", "teacher_actions")
@@ -108,7 +109,7 @@ class Learner:
         )
         compute_update = self._compute_update if mesh is None else self._compute_update_on_mesh
         extend_replay = self._compute_extended_replay if mesh is None else self._compute_extended_replay_on_mesh
-        self._update = jax.jit(compute_update, donate_argnums=0, static_argnames="per_minibatch")
+        self._update = jax.jit(compute_update, static_argnames="per_minibatch")
         self._extend_replay = jax.jit(extend_replay, donate_argnums=0)
         self._first_nonfinite_input = jax.jit(_first_nonfinite_input)
         self._init = jax.jit(network.init)
@@ -140,9 +141,7 @@ class Learner:
 
     def init_from(self, params: dict) -> LearnerState:
         """A learner's state that starts from given parameters."""
-        # Each counter needs a buffer of its own, since the update consumes the state's buffers.
-        counters = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        state = LearnerState(params, self._optimizer.init(params), *counters)
+        state = LearnerState(params, self._optimizer.init(params), *jnp.zeros((2,), jnp.int32))
         return state if self.mesh is None else jax.device_put(state, sharding.shardings(self.mesh, REPLICATED))
 
     def local_params(self, state: LearnerState) -> dict:
@@ -194,15 +193,17 @@ class Learner:
         """Improves the student on a rollout, in one compiled program without a round trip to the host.
 
         All epochs and minibatches, until a minibatch's approximate KL exceeds `ppo.target_kl` (0: never): the update
-        ends before stepping on it. A minibatch whose loss or gradient is not finite ends it too, see `nonfinite_term`.
+        ends before stepping on it. A minibatch whose loss or gradient is not finite undoes it: the new state is then
+        `state`, and `nonfinite_term` names what it was.
 
         Args:
-            state: consumed: its buffers become those of the new state.
+            state: left as it is, so that it can still be saved should the update fail.
             rollout: T·N frames; on a mesh, as `spread` returns it. Where `ppo.num_minibatches` does not divide them,
                 each epoch leaves out the last few of its random order (the published code makes a small minibatch of
                 them: 16 of 6400 at its settings).
             key: JAX random key, for the sample order, the replayed frames and the shifts.
-            replay: labelled frames for the replayed term, if `distill.replay` is on.
+            replay: labelled frames for the replayed term, if `distill.replay` is on; those of `rollout` count as added,
+                though `extend_replay` adds them only afterwards, when the update is known to be good.
             distill_coef: λ, the weight of the distillation term; default `distill.coef`.
             replay_coef: weight of the distillation term on replayed frames; default `distill.replay_coef`.
             learning_rate: default `ppo.learning_rate`. The three may change from call to call without recompilation.
@@ -234,8 +235,7 @@ class Learner:
     def nonfinite_term(self, metrics: dict) -> str | None:
         """Name of the first term that was NaN or infinite in an update, or None.
 
-        The update ended at that minibatch (or never began, where the rollout itself holds such numbers), so that the
-        parameters are still good.
+        The state that the update returned is then the one that it was given.
         """
         code = int(metrics["nonfinite"])
         return (INPUT_TERMS + LOSS_TERMS)[code - 1] if code else None
@@ -320,6 +320,11 @@ class Learner:
             # [epochs or 1, T·N, S, A]
             label_sets = labels.reshape(*labels.shape[:2], num_frames, -1).swapaxes(1, 2)
 
+        fresh = None
+        if replay is not None and label_sets is not None:
+            fresh = Labelled(samples["rgb"], samples["state"], label_sets[0])
+            fresh = jax.tree.map(lambda rows: rows[-replay.capacity :], fresh)
+
         if self.mesh is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         order_key, step_key = jax.random.split(key)
@@ -343,12 +348,10 @@ class Learner:
                 batch["labels"] = label_sets[epoch % label_sets.shape[0], indices]
             replayed = None
             if replay is not None:
-                places = replay.sample_indices(replay_key, self.config.distill.replay_batch)
-                replayed = jax.tree.map(
-                    lambda x: x[places], {"rgb": replay.frames, "state": replay.states, "labels": replay.labels}
-                )
+                drawn, filled = replay.sample(replay_key, self.config.distill.replay_batch, fresh)
                 # Nothing to learn from an empty ring.
-                replayed["weight"] = (replay.count > 0).astype(jnp.float32)
+                weight = (filled > 0).astype(jnp.float32)
+                replayed = {"rgb": drawn.frames, "state": drawn.states, "labels": drawn.labels, "weight": weight}
                 if replay.frames is not None:
                     replayed["rgb"] = random_shift(replay_shift_key, replayed["rgb"], self.config.distill.augment)
             if self.config.distill.augment_ppo and batch["rgb"] is not None:
@@ -413,6 +416,8 @@ class Learner:
             updates=state.updates + 1,
             optimizer_steps=state.optimizer_steps + metrics["optimizer_steps"],
         )
+        undone = nonfinite > 0
+        new_state = jax.tree.map(lambda old, new: jnp.where(undone, old, new), state, new_state)
         return new_state, metrics
 
     def _compute_extended_replay(self, replay, rollout):
@@ -442,7 +447,7 @@ class Learner:
         means, log_std, values = self.network.apply(params, rgb, state)
         mean, value = means[:size], values[:size]
 
-        log_ratio = losses.gaussian_log_prob(batch["actions"], mean, log_std) - batch["logprobs"]
+        log_ratio = gaussian_log_prob(batch["actions"], mean, log_std) - batch["logprobs"]
         advantages = batch["advantages"]
         if ppo.normalize_advantages:
             axis_name = None if self.mesh is None else AXIS
@@ -452,7 +457,7 @@ class Learner:
             v_loss = losses.clipped_value_loss(value, batch["values"], batch["returns"], ppo.clip)
         else:
             v_loss = losses.value_loss(value, batch["returns"])
-        entropy = losses.gaussian_entropy(log_std)
+        entropy = gaussian_entropy(log_std)
         loss = pg_loss - ppo.entropy_coef * entropy + ppo.value_coef * v_loss
 
         distill_loss = replay_loss = jnp.zeros(())

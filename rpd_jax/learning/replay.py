@@ -6,6 +6,21 @@ from flax import struct
 
 
 @struct.dataclass
+class Labelled:
+    """Frames with their labels.
+
+    Attributes:
+        frames: uint8 [B, H, W, 3], or None where the student sees no frames.
+        states: float32 [B, D], or None.
+        labels: float32 [B, S, A].
+    """
+
+    frames: jax.Array | None
+    states: jax.Array | None
+    labels: jax.Array
+
+
+@struct.dataclass
 class Replay:
     """The last `capacity` frames and their labels; a pytree of device arrays, so that checkpoints can hold it.
 
@@ -44,10 +59,27 @@ class Replay:
             count=jnp.zeros((), jnp.int32),
         )
 
-    def sample_indices(self, key: jax.Array, num: int) -> jax.Array:
-        """Uniform random places of `num` filled slots, int32 [num]; zeros while the ring is empty."""
-        filled = jnp.minimum(self.count, self.capacity)
-        return jax.random.randint(key, (num,), 0, jnp.maximum(filled, 1))
+    def sample(self, key: jax.Array, num: int, fresh: Labelled | None = None) -> tuple[Labelled, jax.Array]:
+        """Draws frames from what the ring will hold when `fresh` has been added, uniformly and with repetitions.
+
+        Returns:
+            `num` frames, zeros while there are none, and how many there are to draw from, int32.
+        """
+        num_fresh = 0 if fresh is None else len(fresh.labels)
+        filled = jnp.minimum(self.count + num_fresh, self.capacity)
+        slots = jax.random.randint(key, (num,), 0, jnp.maximum(filled, 1))
+        kept = jax.tree.map(lambda ring: ring[slots], Labelled(self.frames, self.states, self.labels))
+        if fresh is None:
+            return kept, filled
+        if num_fresh > self.capacity:
+            raise ValueError(f"{num_fresh} frames do not fit into a replay of {self.capacity}")
+        places = (slots - self.count) % self.capacity  # among the fresh ones, where they reach so far
+
+        def overwrite(kept_rows, fresh_rows):
+            is_fresh = (places < num_fresh).reshape(-1, *[1] * (kept_rows.ndim - 1))
+            return jnp.where(is_fresh, fresh_rows[jnp.minimum(places, num_fresh - 1)], kept_rows)
+
+        return jax.tree.map(overwrite, kept, fresh), filled
 
     def add(self, frames: jax.Array | None, states: jax.Array | None, labels: jax.Array) -> "Replay":
         """Writes B frames over the oldest ones; in place where it runs in a jit that donates the ring.

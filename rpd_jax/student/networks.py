@@ -8,8 +8,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
-from rpd_jax.learning.losses import gaussian_log_prob
 from rpd_jax.student.convolution import conv_stack, resize_frames
+from rpd_jax.student.gaussian import gaussian_log_prob
 
 OBSERVATIONS = ("rgb", "rgb+state", "state")
 # Channels of the three convolutions: the paper's, and half of them, which learns as well from 128 px at 0.4x the work.

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
+from rpd_jax import settings
 from rpd_jax.acting import collect
 from rpd_jax.acting.labelling import Labeller
 from rpd_jax.envs.factory import make_vector_env
@@ -17,7 +18,7 @@ from rpd_jax.teachers import load_teacher
 STEPS, ENVS = 5, 2
 
 
-def make_config(**settings) -> ConfigDict:
+def make_config(**changes) -> ConfigDict:
     config = default.get_config()
     config.profile = "cpu"
     small = {
@@ -30,7 +31,7 @@ def make_config(**settings) -> ConfigDict:
         "ppo.update_epochs": 3,
         "distill.averaged": 2,
     }
-    config.update_from_flattened_dict(small | settings)
+    config.update_from_flattened_dict(small | changes)
     return settings.resolve(config)
 
 
@@ -94,7 +95,7 @@ def test_ppd_gets_the_teacher_s_own_spread(collected):
 
 
 @pytest.mark.parametrize(
-    ("settings", "overlap"),
+    ("changes", "overlap"),
     [
         ({}, "off"),  # Octo on the cores that simulate
         ({"teacher.overlap": "on"}, "on"),
@@ -104,5 +105,5 @@ def test_ppd_gets_the_teacher_s_own_spread(collected):
         ({"teacher.name": "openvla", "teacher.devices": ("cuda:1", "cuda:2"), "env.backend": "gpu"}, "on"),
     ],
 )
-def test_overlap_where_the_teacher_has_hardware_of_its_own(settings, overlap):
-    assert make_config(**settings).teacher.overlap == overlap
+def test_overlap_where_the_teacher_has_hardware_of_its_own(changes, overlap):
+    assert make_config(**changes).teacher.overlap == overlap

@@ -216,6 +216,27 @@ def test_nonfinite_numbers_are_named_and_never_reach_the_parameters():
     assert learner.nonfinite_term(metrics) is None and not unchanged(state)
 
 
+def test_an_update_that_meets_a_nonfinite_number_leaves_the_state_as_it_was():
+    """Its second minibatch is bad: the first one has been stepped on by then."""
+    learner = make_state_learner(**{"ppo.target_kl": 0.0})
+    logprobs = EXPECTED["logprobs"].copy()
+    logprobs.ravel()[ORDER[0, 30]] = -200.0  # finite, but the ratio of the densities is not
+    state, _ = update(learner)
+    before = jax.device_get(state)
+    after, metrics = learner.update(
+        state,
+        make_rollout(state=STATES, logprobs=logprobs),
+        jax.random.key(0),
+        permutations=ORDER,
+        per_minibatch=True,
+    )
+    assert learner.nonfinite_term(metrics) in ("pg_loss", "approx_kl")
+    assert metrics["optimizer_steps"] == 1 and np.isfinite(metrics["minibatches"]["loss"][0])
+    assert before.updates == 1 and before.optimizer_steps == 6
+    for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
 def test_teacher_that_repeats_itself_breaks_ppd_unless_its_std_is_floored():
     rollout = make_rollout(state=STATES, teacher_actions=np.repeat(EXPECTED["teacher_samples"][:1], 10, axis=0))
     learner = make_state_learner(algorithm="ppd")
@@ -227,8 +248,7 @@ def test_teacher_that_repeats_itself_breaks_ppd_unless_its_std_is_floored():
 
 
 def test_a_replayed_label_that_is_not_finite_is_named():
-    settings = {"distill.replay": 60, "distill.replay_batch": 60}
-    learner = make_state_learner(**settings)
+    learner = make_state_learner(**{"distill.replay": 120, "distill.replay_batch": 60})
     rollout = make_rollout(state=STATES, teacher_actions=np.full((1, 10, 6, 7), np.nan, np.float32))
     replay = learner.extend_replay(learner.create_replay(7, 10), rollout)
     state, metrics = update(learner, replay=replay)
@@ -306,7 +326,8 @@ def test_replayed_frames_train_the_student():
     rollout = make_rollout(state=STATES, teacher_actions=np.full((1, 10, 6, 7), 0.5, np.float32), **zeros)
     replay = learner.create_replay(action_dim=7, state_dim=10)
     state = learner.init(jax.random.key(0), EXPECTED["obs"][0], STATES[0])
-    state, metrics = learner.update(state, rollout, jax.random.key(0), replay, distill_coef=0.0)
+    unlabelled = rollout.replace(teacher_actions=None)
+    state, metrics = learner.update(state, unlabelled, jax.random.key(0), replay, distill_coef=0.0)
     assert metrics["replay_loss"] == 0.0, "an empty replay adds nothing"
     replay = learner.extend_replay(replay, rollout)
     assert replay.count == 60

@@ -1,4 +1,4 @@
-"""The update on a CUDA device: the numbers of a CPU, no round trip to the host, no second copy of the parameters."""
+"""The update on a CUDA device: the numbers of a CPU, and no round trip to the host."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ def run(learner, permutations):
     with jax.transfer_guard_device_to_host("disallow"):
         new_state, metrics = learner.update(state, rollout, key, permutations=permutations, per_minibatch=True)
         jax.block_until_ready(metrics)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params)), "parameters are updated in place"
     return new_state, metrics
 
 

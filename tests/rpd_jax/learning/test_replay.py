@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rpd_jax.learning.replay import Replay
+from rpd_jax.learning.replay import Labelled, Replay
 
 
 def batch(first, num):
@@ -38,16 +38,37 @@ def test_donated_ring_is_written_in_place():
 
 def test_only_filled_slots_are_sampled_and_all_of_them():
     replay = Replay.create(10, 3, 7, state_dim=2)
-    assert replay.sample_indices(jax.random.key(0), 5).tolist() == [0] * 5
+    drawn, filled = replay.sample(jax.random.key(0), 5)
+    assert filled == 0 and not drawn.states.any()
     _, states, labels = batch(1, 4)
     replay = replay.add(None, states, labels)
-    assert set(replay.sample_indices(jax.random.key(0), 100).tolist()) == {0, 1, 2, 3}
-    for _ in range(30):
-        replay = replay.add(None, states, labels)
-    assert set(replay.sample_indices(jax.random.key(0), 300).tolist()) == set(range(10))
+    drawn, filled = replay.sample(jax.random.key(0), 100)
+    assert filled == 4 and set(drawn.states[:, 0].tolist()) == {1, 2, 3, 4}
+    np.testing.assert_array_equal(drawn.labels[:, 2, 6], drawn.states[:, 0])
+    for first in range(5, 5 + 30 * 4, 4):
+        replay = replay.add(None, *batch(first, 4)[1:])
+    drawn, filled = replay.sample(jax.random.key(0), 300)
+    assert filled == 10 and set(drawn.states[:, 0].tolist()) == set(range(115, 125))
+
+
+@pytest.mark.parametrize("num", [1, 4, 10])
+def test_fresh_frames_are_drawn_as_if_they_had_been_added(num):
+    replay = Replay.create(10, 3, 7, frame_shape=(4, 4, 3), state_dim=2)
+    for first in range(0, 12 * num, num):
+        frames, states, labels = batch(first, num)
+        fresh = Labelled(frames, states, labels.swapaxes(0, 1))
+        drawn, filled = replay.sample(jax.random.key(first), 50, fresh)
+        replay = replay.add(frames, states, labels)
+        expected, expected_filled = replay.sample(jax.random.key(first), 50)
+        assert filled == expected_filled
+        for found, wanted in zip(jax.tree.leaves(drawn), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_too_many_frames_at_once_are_an_error():
     _, states, labels = batch(0, 11)
     with pytest.raises(ValueError, match="11 frames do not fit into a replay of 10"):
         Replay.create(10, 3, 7, state_dim=2).add(None, states, labels)
+    with pytest.raises(ValueError, match="11 frames do not fit into a replay of 10"):
+        fresh = Labelled(None, states, labels.swapaxes(0, 1))
+        Replay.create(10, 3, 7, state_dim=2).sample(jax.random.key(0), 5, fresh)

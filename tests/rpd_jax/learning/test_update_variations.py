@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from configs import default
-from rpd_jax.learning import losses
+from rpd_jax import settings
 from rpd_jax.learning.learner import Learner, Rollout
+from rpd_jax.student.gaussian import gaussian_log_prob
 from rpd_jax.student.networks import ActorCritic
 
 TERMS = ("loss", "pg_loss", "v_loss", "entropy", "distill_loss", "approx_kl", "grad_norm")
@@ -46,12 +47,12 @@ VARIATIONS = {
 }
 
 
-def make_config(settings):
+def make_config(changes):
     config = default.get_config()
     config.profile = "paper"
     base = {"student.observation": "state"}
     base |= {"env.num_envs": 4, "ppo.rollout_steps": 6, "ppo.update_epochs": 2, "ppo.num_minibatches": 3}
-    config.update_from_flattened_dict(base | settings)
+    config.update_from_flattened_dict(base | changes)
     return settings.resolve(config)
 
 
@@ -69,7 +70,7 @@ def make_rollout(learner, params, shape, label_sets):
     state = rng.normal(size=(num_frames, 10)).astype(np.float32)
     mean, log_std, values = learner.network.apply(params, None, state)
     actions = np.asarray(mean + jnp.exp(log_std) * rng.normal(size=mean.shape))
-    logprobs = losses.gaussian_log_prob(actions, mean, log_std)
+    logprobs = gaussian_log_prob(actions, mean, log_std)
     flags = rng.random((shape[0] + 1, shape[1])) < 0.2
     arrays = {
         "state": state,
@@ -193,8 +194,8 @@ def plain_update(params, rollout, order, config):
 
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_update_equals_plain_float64(name):
-    settings, shape = VARIATIONS[name]
-    config = make_config(settings)
+    changes, shape = VARIATIONS[name]
+    config = make_config(changes)
     learner = Learner(ActorCritic.from_config(config.student), config)
     params = initial_params()
     rollout = make_rollout(learner, params, shape, learner.label_sets)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rpd_jax.learning.losses import gaussian_log_prob
 from rpd_jax.student.convolution import conv_stack, resize_frames
+from rpd_jax.student.gaussian import gaussian_log_prob
 from rpd_jax.student.networks import ActorCritic
 
 RNG = np.random.default_rng(0)

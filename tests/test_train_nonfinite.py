@@ -1,0 +1,58 @@
+"""A run whose update meets a number that is not finite goes back to where its iteration began."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import push_cube_sparse
+from rpd_jax import settings
+from rpd_jax.errors import UserError
+from rpd_jax.learning.learner import Learner
+from rpd_jax.run.checkpoints import Checkpoints
+from rpd_jax.student.networks import ActorCritic
+from rpd_jax.trainer import train
+
+ENVS, STEPS = 2, 8
+STATE_DIM = 35  # of PushCube-v1
+
+
+def make_config():
+    """A step of the first minibatch throws the parameters so far that the second one's loss is not finite."""
+    config = push_cube_sparse.get_config()
+    config.profile = "cpu_state"
+    config.update_from_flattened_dict(
+        {
+            "student.observation": "state",
+            "total_steps": 2 * ENVS * STEPS,
+            "env.num_envs": ENVS,
+            "env.workers": 1,
+            "env.image_size": 64,
+            "teacher.eval_episodes": 0,
+            "ppo.rollout_steps": STEPS,
+            "ppo.num_minibatches": 2,
+            "ppo.update_epochs": 1,
+            "ppo.learning_rate": 1e30,
+            "distill.averaged": 1,
+            "distill.replay": 2 * ENVS * STEPS,
+            "distill.replay_batch": 4,
+            "distill.replay_coef": 1.0,
+        }
+    )
+    return config
+
+
+@pytest.mark.slow
+def test_state_and_replay_are_those_before_the_iteration(tmp_path):
+    with pytest.raises(UserError, match="was not finite in iteration 0"):
+        train(make_config(), tmp_path)
+    config = settings.resolve(make_config())
+    learner = Learner(ActorCritic.from_config(config.student), config)
+    begun = {
+        "learner": learner.init(jax.random.key(config.seed), None, np.zeros((ENVS, STATE_DIM), np.float32)),
+        "replay": learner.create_replay(7, STATE_DIM),
+    }
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        iteration, saved, _ = checkpoints.restore(begun)
+    assert iteration == 0
+    for found, expected in zip(jax.tree.leaves(saved), jax.tree.leaves(begun), strict=True):
+        np.testing.assert_array_equal(found, expected)
