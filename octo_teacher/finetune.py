@@ -31,6 +31,7 @@ from octo_teacher.finetuning.train_step import Devices, TrainState, frozen_param
 from octo_teacher.octo_model import OctoModel
 from octo_teacher.teacher import PRECISIONS, OctoTeacher
 from rpd_jax.errors import UserError
+from rpd_jax.run.lock import hold
 from rpd_jax.tasks import find_task
 
 _VALIDATION_BATCHES = 8
@@ -53,6 +54,11 @@ def finetune(config: ConfigDict, workdir: str | Path) -> Path:
     devices = Devices(config.devices)
     _check_config(config, devices)
     _check_workdir(workdir, config)
+    with hold(workdir):
+        return _finetune(config, workdir, devices)
+
+
+def _finetune(config: ConfigDict, workdir: Path, devices: Devices) -> Path:
     console = Console(highlight=False, soft_wrap=True)
     model = _initial_model(config, workdir)
     demos = _read_demos(config, _frame_sizes(model, config))

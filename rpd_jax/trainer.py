@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,7 +26,8 @@ from rpd_jax.report.figures import plot_run
 from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 from rpd_jax.run.console import Console
-from rpd_jax.run.directory import open_run
+from rpd_jax.run.directory import check_run, open_run
+from rpd_jax.run.lock import hold
 from rpd_jax.run.metrics import MetricsLog, StageClock
 from rpd_jax.run.stop import Interrupted, StopRequest
 from rpd_jax.student.networks import ActorCritic
@@ -50,22 +52,33 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
     processes.connect()
     paper = config.profiles.paper
     config = settings.resolve(config)
-    with processes.first_before_others():
-        workdir = open_run(workdir, config)
     console = Console(quiet=not processes.is_first())
-    console.settings(config, settings.departures(config, paper), workdir)
-    results_path = workdir / "results.json"
-    if not results_path.exists():
-        with contextlib.ExitStack() as stack:
-            results = Trainer(config, workdir, console, stack).run()
-        with processes.first_before_others():
+    with _held_run(workdir, config, console) as workdir:
+        console.settings(config, settings.departures(config, paper), workdir)
+        results_path = workdir / "results.json"
+        if not results_path.exists():
+            with contextlib.ExitStack() as stack:
+                results = Trainer(config, workdir, console, stack).run()
+            with processes.first_before_others():
+                if processes.is_first():
+                    _write_json(results_path, results)
+        results = json.loads(results_path.read_text())
+        if processes.is_first():
+            plot_run(workdir, workdir / "curve.png")
+        console.finish(results, workdir)
+        return results
+
+
+@contextlib.contextmanager
+def _held_run(workdir: str | Path, config: ConfigDict, console: Console) -> Iterator[Path]:
+    """The run's directory, which no other run can open inside the `with` block."""
+    with contextlib.ExitStack() as stack:
+        with processes.together(), processes.first_before_others():
+            check_run(workdir, config)
             if processes.is_first():
-                _write_json(results_path, results)
-    results = json.loads(results_path.read_text())
-    if processes.is_first():
-        plot_run(workdir, workdir / "curve.png")
-    console.finish(results, workdir)
-    return results
+                stack.enter_context(hold(workdir, console.say))
+            workdir = open_run(workdir, config)
+        yield workdir
 
 
 class Trainer:
@@ -107,7 +120,8 @@ class Trainer:
         self.row: dict[str, float] | None = None  # metrics of the last of them, while they are not logged
         self._restore()
         if processes.is_first():
-            self.log = MetricsLog(workdir, self.iteration, config.log.wandb)
+            # A row that the checkpoint holds is written again, also where it was written before a kill.
+            self.log = MetricsLog(workdir, self.iteration - (self.row is not None), config.log.wandb)
             stack.callback(self.log.close)
 
     def run(self) -> dict[str, float | None]:

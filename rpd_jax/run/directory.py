@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
+from rpd_jax.run.lock import LOCK_FILE
 
 # What may change between two starts of one run without making it another run.
 FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
@@ -24,8 +25,8 @@ _ADDED_FIELDS = {
 }
 
 
-def open_run(workdir: str | Path, config: ConfigDict) -> Path:
-    """Makes `workdir` with its config.json, or checks that the one there is of the same config.
+def check_run(workdir: str | Path, config: ConfigDict) -> Path:
+    """Checks that `workdir` is a run of `config` or can become one; writes nothing.
 
     Args:
         workdir: the run's directory.
@@ -35,25 +36,38 @@ def open_run(workdir: str | Path, config: ConfigDict) -> Path:
         The directory.
 
     Raises:
-        UserError: the directory belongs to another config, holds other files, or cannot be written.
+        UserError: the directory belongs to another config, or holds other files.
     """
     workdir = Path(workdir).absolute()
     path = workdir / "config.json"
-    wanted = json.loads(config.to_json())
     if path.exists():
-        differences = _differences(flatten(_read(path)), flatten(wanted))
+        differences = _differences(flatten(_read(path)), flatten(json.loads(config.to_json())))
         if differences:
             raise UserError(
                 f"{workdir} is a run of another config ({'; '.join(differences)}): "
                 "choose another --workdir, or give the values it was started with."
             )
-        return workdir
-    if workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: choose another --workdir.")
+    elif workdir.exists() and any(entry.name != LOCK_FILE for entry in workdir.iterdir()):
         raise UserError(f"{workdir} holds files but no config.json, so it is no run: choose another --workdir.")
+    return workdir
+
+
+def open_run(workdir: str | Path, config: ConfigDict) -> Path:
+    """Makes `workdir` with its config.json, or checks that the one there is of the same config; see `check_run`.
+
+    Raises:
+        UserError: as `check_run`, or the directory cannot be written.
+    """
+    workdir = check_run(workdir, config)
+    path = workdir / "config.json"
+    if path.exists():
+        return workdir
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True) + "\n")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"Cannot write to {workdir} ({error.strerror}): choose another --workdir.") from error

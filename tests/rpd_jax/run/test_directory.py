@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
 from rpd_jax.run.directory import default_workdir, open_run
+from rpd_jax.run.lock import hold
 
 
 def make_config(learning_rate=3e-4, workers=2):
@@ -49,3 +50,15 @@ def test_a_directory_of_other_files_is_refused(tmp_path):
 def test_default_name_tells_what_runs():
     config = ConfigDict({"algorithm": "rpd_mse", "seed": 3, "student": {"observation": "state"}})
     assert str(default_workdir("configs/push_cube_sparse.py", config)) == "runs/push_cube_sparse-rpd_mse-state-seed3"
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file: choose another --workdir"):
+        open_run(tmp_path / "file", make_config())
+
+
+def test_a_start_that_failed_before_it_made_a_run_leaves_the_directory_usable(tmp_path):
+    with hold(tmp_path):
+        pass
+    open_run(tmp_path, make_config())

@@ -1,0 +1,71 @@
+"""metrics.jsonl holds the row of each iteration once, whenever the run was stopped or killed."""
+
+import contextlib
+import json
+import os
+import signal
+
+import pytest
+
+from configs.push_cube_sparse import get_config
+from rpd_jax import settings
+from rpd_jax.run.console import Console
+from rpd_jax.run.stop import Interrupted
+from rpd_jax.trainer import Trainer
+
+SMALL = {
+    "algorithm": "ppo",
+    "total_steps": 96,
+    "student.observation": "state",
+    "env.image_size": 16,
+    "env.num_envs": 2,
+    "env.workers": 1,
+    "ppo.rollout_steps": 8,
+    "ppo.num_minibatches": 2,
+    "ppo.update_epochs": 1,
+    "eval.every": 2,
+    "eval.episodes": 2,
+    "eval.final_episodes": 2,
+    "eval.video_episodes": 0,
+    "checkpoint.every": 100,
+}
+
+
+class Killed(BaseException):
+    """Nothing handles it: what is on disk is what a kill would leave."""
+
+
+class StoppedInItsFirstEvaluation(Trainer):
+    def _evaluate(self, last):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super()._evaluate(last)
+
+
+class KilledInItsFourthIteration(Trainer):
+    def _learn(self, position, clock):
+        if self.iteration == 3:
+            raise Killed
+        return super()._learn(position, clock)
+
+
+def go(trainer, workdir):
+    config = get_config()
+    config.update_from_flattened_dict(SMALL)
+    with contextlib.ExitStack() as stack:
+        trainer(settings.resolve(config), workdir, Console(quiet=True), stack).run()
+
+
+def iterations(workdir):
+    return [json.loads(line)["iteration"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_stopped_in_an_evaluation_then_killed(tmp_path):
+    with pytest.raises(Interrupted):
+        go(StoppedInItsFirstEvaluation, tmp_path)
+    assert iterations(tmp_path) == [0], "the row of iteration 1 waits in the checkpoint for its evaluation"
+    with pytest.raises(Killed):
+        go(KilledInItsFourthIteration, tmp_path)
+    assert iterations(tmp_path) == [0, 1, 2]
+    go(Trainer, tmp_path)
+    assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5]
