@@ -189,6 +189,7 @@ _ITERATIONS = flags.DEFINE_integer("iterations", 1, "Iterations to measure, afte
 
 def main() -> None:
     config = settings.resolve(read_config(_CONFIG))
+    settings.check_machine(config)
     times, learner = measure(config, _ITERATIONS.value)
     iterations = _ITERATIONS.value
     share = update_flops(config, learner) * iterations / times.clock["update"] / matmul_rate()

@@ -1,44 +1,211 @@
-"""Fills in the settings that depend on the machine, and refuses settings that cannot work."""
+"""Fills in the settings that depend on the machine, and holds all checks of settings.
 
-import difflib
+`SETTINGS` says what each field may be, `RELATIONS` what fields ask of one another, `MACHINE` what they ask of the
+devices.
+"""
+
+import os
+from collections.abc import Callable, Mapping
 
 import jax
 from ml_collections import ConfigDict
 
+from rpd_jax.command.checks import (
+    Check,
+    anything,
+    check_fields,
+    check_names,
+    check_value,
+    flag,
+    get,
+    number,
+    one_of,
+    several,
+    text,
+    whole,
+)
+from rpd_jax.command.wrong_flags import fields
 from rpd_jax.errors import UserError
 from rpd_jax.learning.losses import ALGORITHMS
 from rpd_jax.run import wandb_log
+from rpd_jax.student.networks import ENCODERS, OBSERVATIONS, PRECISIONS, SMALLEST_IMAGE
 from rpd_jax.tasks import find_task
 from rpd_jax.teachers import teacher_names
 
-_CHOICES = {
-    "algorithm": tuple(ALGORITHMS),
-    "env.reward_mode": ("sparse", "normalized_dense"),
-    "env.backend": ("auto", "cpu", "gpu"),
-    "student.observation": ("rgb", "rgb+state", "state"),
-    "student.encoder": ("nature", "small"),
-    "student.precision": ("float32", "bfloat16"),
-    "teacher.precision": ("float32", "bfloat16"),
-    "teacher.refresh": ("rollout", "epoch"),
-    "teacher.overlap": ("auto", "on", "off"),
-    "distill.schedule": ("constant", "cosine"),
-}
-
+_LONGEST_WAIT = 10**6  # seconds; the operating system counts milliseconds in 31 bits
+_OFFSET = several(number(-100.0, 100.0), "must be three numbers (metres), such as (0.0, 0.2, 0.0).", length=3)
+_DEVICES = several(text(empty=False), "must name one device or more, such as ('cuda:0', 'cuda:1').")
+_COEFFICIENT = number(0, 10**6)
+# Whose fields are below; the teacher of another package may have fields of its own.
+_OUR_TEACHERS = ("octo", "openvla")
 # Whose checkpoints the profiles name.
 _PROFILES_TEACHER = "octo"
+# Less is lost beside 1 in float32.
+_LEAST = 1e-6
 
-_POSITIVE = (
-    "total_steps",
-    "env.num_envs",
-    "env.image_size",
-    "student.image_size",
-    "ppo.rollout_steps",
-    "ppo.update_epochs",
-    "ppo.num_minibatches",
-    "eval.every",
-    "eval.final_episodes",
-    "checkpoint.every",
-    "checkpoint.keep",
+SETTINGS: dict[str, Check] = {
+    "algorithm": text(empty=False),  # see NAMES
+    "profile": text(empty=False),  # "auto" or one of the config's own `profiles`
+    "seed": whole(0, 2**32 - 1),
+    "total_steps": whole(1, 10**10),
+    "env.task": text(empty=False),  # one that `find_task` finds
+    "env.reward_mode": one_of("sparse", "normalized_dense"),
+    "env.backend": one_of("auto", "cpu", "gpu"),
+    "env.num_envs": whole(1, 65_536),
+    "env.workers": whole(1, 4096, or_none=True),
+    "env.image_size": whole(1, 4096),
+    "env.mesh_detail": number(above=0, high=1, rule="must lie in (0, 1]; 1.0 draws every triangle."),
+    "env.step_timeout": number(above=0, high=_LONGEST_WAIT),
+    "env.restart_workers": flag(),
+    "env.camera.eye_offset": _OFFSET,
+    "env.camera.target_offset": _OFFSET,
+    "env.camera.fov": number(0.01, 3.1, rule="must be at least 0.01 and at most 3.1 (radians).", or_none=True),
+    "student.observation": one_of(*OBSERVATIONS),
+    "student.image_size": whole(1, 4096),
+    "student.encoder": one_of(*ENCODERS),
+    "student.precision": one_of(*PRECISIONS),
+    "student.initial_log_std": number(-10, 5),
+    "student.value_stop_gradient": flag(),
+    "teacher.name": text(empty=False),  # see NAMES
+    "teacher.checkpoint": text(),
+    "teacher.instruction": text(),
+    "teacher.precision": one_of("float32", "bfloat16"),
+    "teacher.refresh": one_of("rollout", "epoch"),
+    "teacher.overlap": one_of("auto", "on", "off"),
+    "teacher.dataset": text(),
+    "teacher.openvla_checkpoint": text(),
+    "teacher.python": text(),
+    "teacher.devices": _DEVICES,
+    "teacher.temperature": number(0, 100, rule="must be at least 0 and at most 100; 0 takes the most likely action."),
+    "teacher.batch_size": whole(1, 65_536),
+    "teacher.start_timeout": number(above=0, high=_LONGEST_WAIT),
+    "teacher.request_timeout": number(above=0, high=_LONGEST_WAIT),
+    "teacher.eval_episodes": whole(0, 10**6),
+    "ppo.rollout_steps": whole(1, 10**6),
+    "ppo.update_epochs": whole(1, 1000),
+    "ppo.num_minibatches": whole(1, 10**6),
+    "ppo.learning_rate": number(0, 1),
+    "ppo.learning_rate_final": number(0, 1),
+    "ppo.gamma": number(0, 1),
+    "ppo.gae_lambda": number(0, 1),
+    "ppo.finite_horizon": flag(),
+    "ppo.clip": number(_LEAST, 10**6),
+    "ppo.clip_value_loss": flag(),
+    "ppo.entropy_coef": _COEFFICIENT,
+    "ppo.value_coef": _COEFFICIENT,
+    "ppo.max_grad_norm": number(_LEAST, 10**6),
+    "ppo.adam_eps": number(1e-15, 1),
+    "ppo.target_kl": number(0, 10**6, rule="must be at least 0 and at most 1,000,000; 0 never stops early."),
+    "ppo.normalize_advantages": flag(),
+    "ppo.advantage_std_floor": number(0, 10**6),
+    "distill.coef": _COEFFICIENT,
+    "distill.schedule": one_of("constant", "cosine"),
+    "distill.coef_final": _COEFFICIENT,
+    "distill.anneal_steps": whole(0, 10**10),
+    "distill.num_samples": whole(1, 1000),
+    "distill.averaged": whole(1, 1000),
+    "distill.std_floor": number(0, 10**6),
+    "distill.replay": whole(0, 10**8),
+    "distill.replay_batch": whole(0, 10**6),
+    "distill.replay_coef": _COEFFICIENT,
+    "distill.augment": whole(0, 4096),
+    "distill.augment_ppo": flag(),
+    "eval.every": whole(1, 10**9),
+    "eval.episodes": whole(1, 10**6),
+    "eval.final_episodes": whole(1, 10**6),
+    "eval.video_episodes": whole(0, 1000),
+    "checkpoint.every": whole(1, 10**9),
+    "checkpoint.keep": whole(1, 10**6),
+    "checkpoint.keep_best": whole(0, 10**6),
+    "log.wandb": flag(),
+}
+
+# Fields that name what installed packages may add to: looked up when they are checked.
+NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
+    "algorithm": lambda: tuple(ALGORITHMS),
+    "teacher.name": teacher_names,
+}
+
+
+def _batch(config: ConfigDict) -> int:
+    return config.env.num_envs * config.ppo.rollout_steps
+
+
+def _sees_frames(config: ConfigDict) -> bool:
+    return "rgb" in config.student.observation
+
+
+def _keeps_replay(config: ConfigDict) -> bool:
+    return config.distill.replay > 0 and config.algorithm != "ppo"
+
+
+def _repeats_itself(config: ConfigDict) -> bool:
+    return config.distill.num_samples == 1 or (config.teacher.name == "openvla" and config.teacher.temperature == 0)
+
+
+# What cannot be, and the sentence for it.
+RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
+    (
+        lambda c: _batch(c) < 2 * c.ppo.num_minibatches,
+        "ppo.num_minibatches={c.ppo.num_minibatches} is too many for the {batch} frames of an iteration "
+        "(env.num_envs x ppo.rollout_steps): a minibatch needs two frames or more.",
+    ),
+    (
+        lambda c: c.total_steps < _batch(c),
+        "total_steps={c.total_steps} is less than one iteration of {batch} frames "
+        "(env.num_envs x ppo.rollout_steps): raise it or lower those.",
+    ),
+    (
+        lambda c: c.distill.schedule == "cosine" and c.distill.anneal_steps < 1,
+        "distill.schedule='cosine' needs distill.anneal_steps of at least 1.",
+    ),
+    (
+        lambda c: bool(c.distill.replay) != bool(c.distill.replay_batch),
+        "distill.replay and distill.replay_batch go together: set both, or both to 0.",
+    ),
+    (
+        lambda c: _sees_frames(c) and c.student.image_size < SMALLEST_IMAGE,
+        f"student.image_size={{c.student.image_size}} is too small for the encoder: use {SMALLEST_IMAGE} or more.",
+    ),
+    (
+        lambda c: _sees_frames(c) and c.distill.augment >= c.student.image_size,
+        "distill.augment={c.distill.augment} shifts the whole frame out of sight: it must be less than "
+        "student.image_size={c.student.image_size}.",
+    ),
+    (
+        lambda c: c.teacher.name in _OUR_TEACHERS and c.teacher.checkpoint == "",
+        "teacher.checkpoint='' names nothing: give a checkpoint's folder, hf://owner/name or the name of an embedded "
+        "teacher, or leave it open.",
+    ),
+    (
+        lambda c: c.algorithm == "ppd" and c.distill.std_floor == 0 and _repeats_itself(c),
+        "distill.std_floor=0 makes the loss of ppd infinite where all samples of a frame are the same: raise it, or "
+        "draw different ones (distill.num_samples of 2 or more, and with OpenVLA a teacher.temperature above 0).",
+    ),
+)
+
+# The same for devices: their number, the frames that an iteration keeps, and the memory that they may take, in GB.
+MACHINE: tuple[tuple[Callable[..., bool], str], ...] = (
+    (
+        lambda c, devices, **_: c.env.num_envs % devices != 0,
+        "env.num_envs={c.env.num_envs} cannot be spread evenly over {devices} devices: make it a multiple, or show JAX "
+        "fewer devices (CUDA_VISIBLE_DEVICES).",
+    ),
+    (
+        lambda c, devices, **_: c.distill.replay % devices != 0,
+        "distill.replay={c.distill.replay} cannot be spread evenly over {devices} devices: make it a multiple, or show "
+        "JAX fewer devices (CUDA_VISIBLE_DEVICES).",
+    ),
+    (
+        lambda c, devices, **_: _batch(c) // devices < c.ppo.num_minibatches,
+        "ppo.num_minibatches={c.ppo.num_minibatches} is too many for the {batch} frames of an iteration "
+        "(env.num_envs x ppo.rollout_steps) on {devices} devices: each device needs a frame of each minibatch.",
+    ),
+    (
+        lambda c, frames, memory, **_: frames > memory,
+        "The frames that a device keeps take {frames:.0f} GB and it has {memory:.0f}: lower env.num_envs, "
+        "ppo.rollout_steps, env.image_size or distill.replay.",
+    ),
 )
 
 
@@ -54,26 +221,79 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config: as `configs.default.get_config` makes it. Its `profiles` holds one nested dictionary per profile.
 
     Raises:
-        UserError: an unknown profile, a value outside the allowed ones, or values that contradict each other.
+        UserError: a field that there is not, a value outside the allowed ones, or values that contradict each other.
     """
     config = ConfigDict(config.to_dict())
-    profiles = config.profiles.to_dict()
-    del config.profiles
+    check_names(config, _table(config))
+    profiles = _profiles(config)
+    check_value("profile", config.profile, one_of("auto", *profiles))
     if config.profile == "auto":
         if has_cuda():
             config.profile = "paper"
         else:
             config.profile = "cpu_state" if config.student.observation == "state" else "cpu"
-    _check_choice("profile", config.profile, tuple(profiles))
     if config.teacher.name != _PROFILES_TEACHER and config.teacher.checkpoint is None:
         config.teacher.checkpoint = default_checkpoint(config.teacher)
-    _fill(config, profiles[config.profile])
+    _fill(config, profiles)
+    check_fields(config, _table(config))
     if config.env.backend == "auto":
         config.env.backend = "gpu" if has_cuda() else "cpu"
     if config.teacher.overlap == "auto":
         config.teacher.overlap = "on" if _teacher_has_own_hardware(config) else "off"
-    _validate(config)
+    check(config)
     return config
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError if a field of a resolved config, or several together, cannot work, on whatever machine."""
+    check_fields(config, _table(config))
+    for path, names in NAMES.items():
+        check_value(path, get(config, path), one_of(*names()))
+    find_task(config.env.task)
+    if config.log.wandb:
+        wandb_log.check_installed()
+    _refuse(RELATIONS, config)
+
+
+def _table(config: ConfigDict) -> dict[str, Check]:
+    """`SETTINGS`, and the fields that the teacher of another package has for itself."""
+    if not isinstance(config.get("teacher"), ConfigDict) or config.teacher.get("name") in _OUR_TEACHERS:
+        return SETTINGS
+    own = (f"teacher.{name}" for name, _ in fields(config.teacher))
+    return dict.fromkeys(own, anything()) | SETTINGS
+
+
+def check_student(student: ConfigDict) -> None:
+    """Raises UserError if a field of `config.student` is wrong, of a run whose other settings no longer matter."""
+    own = {path.removeprefix("student."): check for path, check in SETTINGS.items() if path.startswith("student.")}
+    check_fields(student, own, prefix="student.")
+
+
+def check_machine(config: ConfigDict) -> None:
+    """Raises UserError if a resolved config asks too much of the devices that JAX sees here."""
+    devices = jax.device_count()
+    _refuse(MACHINE, config, devices=devices, frames=_kept_frames(config) / devices, memory=_memory())
+
+
+def _refuse(table: tuple[tuple[Callable[..., bool], str], ...], config: ConfigDict, **machine: float) -> None:
+    for is_wrong, sentence in table:
+        if is_wrong(config, **machine):
+            raise UserError(sentence.format(c=config, batch=_batch(config), **machine))
+
+
+def _kept_frames(config: ConfigDict) -> float:
+    """GB of the frames of an iteration and of the replay."""
+    rollout = _batch(config) * config.env.image_size**2 if config.algorithm != "ppo" or _sees_frames(config) else 0
+    replay = (
+        config.distill.replay * config.student.image_size**2 if _keeps_replay(config) and _sees_frames(config) else 0
+    )
+    return 3 * (rollout + replay) / 1e9
+
+
+def _memory() -> float:
+    """GB of one device."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 1e9
 
 
 def _teacher_has_own_hardware(config: ConfigDict) -> bool:
@@ -99,55 +319,22 @@ def departures(config: ConfigDict, profile: ConfigDict, prefix: str = "") -> lis
     return names
 
 
-def _fill(config: ConfigDict, values: dict) -> None:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _fill(config[name], value)
-        elif config[name] is None:
-            config[name] = value
+def _profiles(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Takes the profiles out of a config."""
+    profiles = config.get("profiles")
+    if not isinstance(profiles, ConfigDict) or not profiles:
+        raise UserError("The config lacks profiles: make it with get_config of a file of configs/.")
+    del config.profiles
+    return {name: profile for name, profile in profiles.items() if isinstance(profile, ConfigDict)}
 
 
-def _get(config: ConfigDict, path: str):
-    for name in path.split("."):
-        config = config[name]
-    return config
-
-
-def _check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        nearest = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
-        raise UserError(f"{path}={value!r} is not one of {', '.join(allowed)}: did you mean {nearest!r}?")
-
-
-def _validate(config: ConfigDict) -> None:
-    find_task(config.env.task)
-    if config.log.wandb:
-        wandb_log.check_installed()
-    for path, allowed in _CHOICES.items():
-        _check_choice(path, _get(config, path), allowed)
-    _check_choice("teacher.name", config.teacher.name, teacher_names())
-    for path in _POSITIVE:
-        if _get(config, path) < 1:
-            raise UserError(f"{path}={_get(config, path)} must be at least 1.")
-    if not 0.0 < config.env.mesh_detail <= 1.0:
-        raise UserError(f"env.mesh_detail={config.env.mesh_detail} must lie in (0, 1]; 1.0 draws every triangle.")
-    for name in ("eye_offset", "target_offset"):
-        if len(config.env.camera[name]) != 3:
-            raise UserError(
-                f"env.camera.{name}={config.env.camera[name]} must be three numbers (metres), such as (0.0, 0.2, 0.0)."
-            )
-    batch = config.env.num_envs * config.ppo.rollout_steps
-    if batch < 2 * config.ppo.num_minibatches:
-        raise UserError(
-            f"ppo.num_minibatches={config.ppo.num_minibatches} is too many for the {batch} frames of an iteration "
-            "(env.num_envs x ppo.rollout_steps): a minibatch needs two frames or more."
-        )
-    if config.total_steps < batch:
-        raise UserError(
-            f"total_steps={config.total_steps} is less than one iteration of {batch} frames "
-            "(env.num_envs x ppo.rollout_steps): raise it or lower those."
-        )
-    if config.distill.schedule == "cosine" and config.distill.anneal_steps < 1:
-        raise UserError("distill.schedule='cosine' needs distill.anneal_steps of at least 1.")
-    if (config.distill.replay > 0) != (config.distill.replay_batch > 0):
-        raise UserError("distill.replay and distill.replay_batch go together: set both, or both to 0.")
+def _fill(config: ConfigDict, profiles: Mapping[str, ConfigDict]) -> None:
+    """Gives open fields the values of the config's profile."""
+    if config.profile not in profiles:
+        raise UserError(f"The config lacks profiles.{config.profile}: make it with get_config of a file of configs/.")
+    profile = profiles[config.profile]
+    for path, _ in fields(profile):
+        if path not in SETTINGS:
+            raise UserError(f"profiles.{config.profile}.{path} is no field of the config: leave it out.")
+        if get(config, path) is None:
+            config.update_from_flattened_dict({path: get(profile, path)})

@@ -52,6 +52,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
     processes.connect()
     paper = config.profiles.paper
     config = settings.resolve(config)
+    settings.check_machine(config)
     console = Console(quiet=not processes.is_first())
     with _held_run(workdir, config, console) as workdir:
         console.settings(config, settings.departures(config, paper), workdir)
@@ -103,7 +104,7 @@ class Trainer:
         self.num_iterations = config.total_steps // self.batch
         self.root_key = jax.random.key(config.seed)
         self.stop = stack.enter_context(StopRequest())
-        mesh = make_mesh(config.env.num_envs, config.distill.replay)
+        mesh = make_mesh()
         self.num_devices = jax.device_count()
         self.learner = Learner(ActorCritic.from_config(config.student), config, mesh)
         self.labeller = None

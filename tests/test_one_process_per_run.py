@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
-    "train.py": ["--config=configs/push_cube_sparse.py", "--config.algorithm=ppo", "--config.student.observation=state"],
+    "train.py": [
+        "--config=configs/push_cube_sparse.py",
+        "--config.algorithm=ppo",
+        "--config.student.observation=state",
+    ],
     "finetune_octo.py": ["--config=configs/finetune_octo.py", "--config.demos=demos.h5"],
 }
 LOCK = """

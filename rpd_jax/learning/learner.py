@@ -9,7 +9,6 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from rpd_jax.errors import UserError
 from rpd_jax.learning import losses, sharding
 from rpd_jax.learning.advantages import gae
 from rpd_jax.learning.augmentation import random_shift
@@ -91,15 +90,7 @@ class Learner:
         On a mesh, parameters are the same on all devices, and each device learns from the frames of its environments:
         a minibatch is the union of one part from each device, and the loss terms, their gradients and the
         normalisation of the advantages are those of the union.
-
-        Raises:
-            UserError: an unknown algorithm, or options that contradict each other.
         """
-        if config.algorithm not in losses.ALGORITHMS:
-            allowed = ", ".join(losses.ALGORITHMS)
-            raise UserError(f"algorithm={config.algorithm!r} is not known: the allowed values are {allowed}.")
-        if bool(config.distill.replay) != bool(config.distill.replay_batch):
-            raise UserError("distill.replay and distill.replay_batch go together: set both, or both to 0.")
         self.network = network
         self.config = config
         self.mesh = mesh

@@ -7,29 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rpd_jax.errors import UserError
-
 AXIS = "data"
 REPLICATED = PartitionSpec()
 
 
-def make_mesh(num_envs: int, replay: int) -> Mesh | None:
+def make_mesh() -> Mesh | None:
     """A mesh over all devices of all processes, or None where there is only one device.
 
-    Args:
-        num_envs: environments of all processes together.
-        replay: capacity of the replay, 0: none.
-
-    Raises:
-        UserError: they cannot be spread evenly.
+    Environments and replay must spread evenly over it, see `rpd_jax.settings.check_machine`.
     """
     devices = jax.devices()
-    for name, number in (("env.num_envs", num_envs), ("distill.replay", replay)):
-        if number % len(devices):
-            raise UserError(
-                f"{name}={number} cannot be spread evenly over {len(devices)} devices: make it a multiple, or show "
-                "JAX fewer devices (CUDA_VISIBLE_DEVICES)."
-            )
     return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rpd_jax.errors import UserError
 from rpd_jax.student.convolution import conv_stack, resize_frames
 from rpd_jax.student.gaussian import gaussian_log_prob
 
@@ -106,23 +105,7 @@ class ActorCritic(nn.Module):
 
     @classmethod
     def from_config(cls, student: ConfigDict, action_dim: int = 7) -> "ActorCritic":
-        """The student that `config.student` describes, for actions of `action_dim` dimensions.
-
-        Raises:
-            UserError: a value that is not among the allowed ones.
-        """
-        choices = (
-            ("observation", student.observation, OBSERVATIONS),
-            ("encoder", student.encoder, ENCODERS),
-            ("precision", student.precision, PRECISIONS),
-        )
-        for field, value, allowed in choices:
-            if value not in allowed:
-                raise UserError(f"student.{field}={value!r} is not known: the allowed values are {', '.join(allowed)}.")
-        if "rgb" in student.observation and student.image_size < SMALLEST_IMAGE:
-            raise UserError(
-                f"student.image_size={student.image_size} is too small for the encoder: use {SMALLEST_IMAGE} or more."
-            )
+        """The student that a resolved config's `student` describes, for actions of `action_dim` dimensions."""
         return cls(
             action_dim=action_dim,
             observation=student.observation,

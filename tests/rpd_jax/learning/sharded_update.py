@@ -107,7 +107,7 @@ def main():
     from rpd_jax.run.checkpoints import Checkpoints
     from rpd_jax.run.stop import Interrupted
 
-    mesh = make_mesh(ENVS, 2 * STEPS * ENVS)
+    mesh = make_mesh()
     learner = make_learner(mesh)
     devices, index, count = jax.device_count(), jax.process_index(), jax.process_count()
     part = slice(index * ENVS // count, (index + 1) * ENVS // count)

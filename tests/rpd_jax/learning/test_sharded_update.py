@@ -12,7 +12,6 @@ import pytest
 from sharded_update import ENVS, MINIBATCHES, STEPS, local_orders, make_arrays, make_learner, update
 
 from rpd_jax.errors import UserError
-from rpd_jax.learning.sharding import make_mesh
 from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import Checkpoints
 
@@ -109,14 +108,6 @@ def test_what_ends_one_process_ends_all(two_processes):
     assert interrupted == "Interrupted: stop of another process"
     assert failed == "UserError: Process 1 of this run failed: see what it printed."
     assert found["shared"] == 0.25
-
-
-def test_what_cannot_be_spread_evenly_is_refused(monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: [None] * 4)
-    with pytest.raises(UserError, match=r"env\.num_envs=6 cannot be spread evenly over 4 devices"):
-        make_mesh(6, 0)
-    with pytest.raises(UserError, match=r"distill\.replay=10 "):
-        make_mesh(8, 10)
 
 
 def test_half_a_cluster_is_refused(monkeypatch):
