@@ -37,6 +37,7 @@ def on_page_markdown(markdown: str, **_) -> str:
 def settings_page() -> str:
     """Every setting of configs/default.py with its meaning, its value, and the values of the profiles."""
     from configs import default
+    from rpd_jax.settings import NAMES, SETTINGS
 
     config = default.get_config()
     profiles = {name: _flatten(config.profiles[name].to_dict()) for name in ("paper", "cpu", "cpu_state")}
@@ -46,18 +47,29 @@ def settings_page() -> str:
         "",
         "Made from `configs/default.py`. `--config.FIELD=VALUE` changes a field; where a profile has a value, it",
         "fills the field unless you set it. `--config.profile=auto` is `paper` where there is a CUDA device, else",
-        "`cpu`, or `cpu_state` for a student that sees the state.",
+        "`cpu`, or `cpu_state` for a student that sees the state. What is not allowed is refused at start.",
     ]
+    allowed = {
+        field: check.rule.removeprefix("must ").removeprefix("be ").rstrip(".") for field, check in SETTINGS.items()
+    }
+    allowed |= {field: f"one of {', '.join(names())}" for field, names in NAMES.items()}
     part = None
     for field, comment in _commented_fields(source):
         if part != (part := field.split(".")[0] if "." in field else "run"):
-            lines += ["", f"## {part}", "", f"| field | meaning | value | {' | '.join(profiles)} |", "|---" * 6 + "|"]
+            lines += [
+                "",
+                f"## {part}",
+                "",
+                f"| field | meaning | value | {' | '.join(profiles)} | allowed |",
+                "|---" * 7 + "|",
+            ]
         value = config
         for key in field.split("."):
             value = value[key]
         shown = "" if value is None else _code(value)
         cells = [_code(profile[field]) if field in profile else "" for profile in profiles.values()]
-        lines.append(f"| `{field}` | {comment.replace('|', 'or')} | {' | '.join([shown, *cells])} |")
+        row = [f"`{field}`", comment.replace("|", "or"), shown, *cells, _escaped(allowed[field])]
+        lines.append(f"| {' | '.join(row)} |")
     lines += ["", "## Config files", "", "| file | what |", "|---|---|"]
     for path in [*sorted((ROOT / "configs").glob("[a-z]*.py")), *sorted((ROOT / "configs/paper").glob("[a-z]*.py"))]:
         sentence = " ".join(ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].split())
@@ -67,6 +79,8 @@ def settings_page() -> str:
 
 def errors_page() -> str:
     """Every message that ends a command with one sentence, by the part that says it."""
+    from rpd_jax.settings import MACHINE, RELATIONS
+
     lines = [
         "# Error messages",
         "",
@@ -76,6 +90,8 @@ def errors_page() -> str:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             messages = list(dict.fromkeys(message for message in error_messages(path) if message))
+            if path == ROOT / "rpd_jax" / "settings.py":
+                messages += [_escaped(re.sub(r"\{[^}]*\}", "…", sentence)) for _, sentence in (*RELATIONS, *MACHINE)]
             if messages:
                 lines += ["", f"## `{path.relative_to(ROOT)}`", "", *(f"- {message}" for message in messages)]
     return "\n".join(lines) + "\n"

@@ -48,12 +48,13 @@ def test_every_setting_is_in_the_reference(hooks):
     page = hooks.settings_page()
     assert set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)) >= set(paths(config))
     assert "| `ppo.gamma` |  | `0.99` |" in page
+    assert re.search(r"^\| `ppo.gamma` \|.*\| at least 0 and at most 1 \|$", page, re.MULTILINE)
     # Meaning, open, paper, cpu.
     assert "| `total_steps` | environment steps, all environments together |  | `30000000` | `32768` |" in page
 
 
 # Sentences that are put together at run time: a worker's own, or one that another part passes on.
-PASSED_ON = {"cpu_env.py": 3, "client.py": 2, "worker_process.py": 1}
+PASSED_ON = {"settings.py": 1, "cpu_env.py": 3, "client.py": 2, "worker_process.py": 1}
 
 
 def test_every_error_message_is_in_the_troubleshooting_reference(hooks):
@@ -62,6 +63,7 @@ def test_every_error_message_is_in_the_troubleshooting_reference(hooks):
     messages = {path: list(hooks.error_messages(path)) for path in files}
     raised = sum(len(re.findall(r"raise (?:\w+\.)?(?:UserError|WorkerError)\(", path.read_text())) for path in files)
     assert sum(map(len, messages.values())) >= raised > 100
+    assert "- total\\_steps=… is less than one iteration of … frames" in page
     for path, found in messages.items():
         assert found.count(None) <= PASSED_ON.get(path.name, 0), path
         assert all(f"- {message}\n" in page for message in found if message), path
