@@ -50,6 +50,7 @@ class _HumanCameraTask:
         self._look_at = look_at
         self._camera_change = camera_change
         self._mesh_detail = mesh_detail
+        self.drawing = True  # False: observations hold the state alone
         super().__init__(*args, **kwargs)
 
     @property
@@ -92,6 +93,9 @@ class _HumanCameraTask:
 
     def get_sensor_params(self):
         return {}
+
+    def _get_obs_sensor_data(self, apply_texture_transforms: bool = True):
+        return super()._get_obs_sensor_data(apply_texture_transforms) if self.drawing else {}
 
     def _get_obs_agent(self):
         return super()._get_obs_agent() if self.obs_mode_struct.state else {}
@@ -174,9 +178,19 @@ def _check_renderer() -> None:
         ) from error
 
 
-def frames(obs: dict) -> torch.Tensor:
-    """Returns the observed frames, uint8 [N, H, W, 4] (the fourth is alpha); on a GPU valid until the next step."""
-    return obs["sensor_data"][CAMERA_NAME]["rgba"]
+def set_drawing(env: gym.Env, on: bool) -> dict:
+    """Draws the frames of what `make_task_env` made from now on, or none; returns the observation of this moment."""
+    env.unwrapped.drawing = on
+    return env.unwrapped.get_obs()
+
+
+def frames(obs: dict) -> torch.Tensor | None:
+    """Returns the observed frames, uint8 [N, H, W, 4] (the fourth is alpha); on a GPU valid until the next step.
+
+    None where none were drawn.
+    """
+    camera = obs["sensor_data"].get(CAMERA_NAME)
+    return None if camera is None else camera["rgba"]
 
 
 def states(obs: dict) -> torch.Tensor:

@@ -82,6 +82,7 @@ class CpuVectorEnv:
         self._seeds: list[int] = []
         self._episodes = np.zeros(num_envs, int)  # ended since the last reset
         self._valid = np.ones(num_envs, bool)
+        self._drawing = True
         self._memory = create_memory()
         self._workers: list[_WorkerProcess] = []
         self._closed = False
@@ -106,12 +107,19 @@ class CpuVectorEnv:
         """float32 [N, D] privileged state that belongs to the latest frames."""
         return self._arrays.state.copy()
 
-    def reset(self, seed: int) -> np.ndarray:
-        """Starts an episode everywhere; returns frames uint8 [N, H, W, 3]."""
+    def set_drawing(self, on: bool) -> np.ndarray | None:
+        """Draws frames from now on, or none; returns those of this moment, uint8 [N, H, W, 3], or None."""
+        if on != self._drawing:
+            self._drawing = on
+            self._tell_drawing(self._workers)
+        return self._frames(self._arrays.rgb)
+
+    def reset(self, seed: int) -> np.ndarray | None:
+        """Starts an episode everywhere; returns frames uint8 [N, H, W, 3], or None where none are drawn."""
         self._seeds = [episode_seed(seed, index) for index in range(self.num_envs)]
         self._episodes[:] = 0
         self._begin_episodes(self._workers)
-        return self._arrays.rgb.copy()
+        return self._frames(self._arrays.rgb)
 
     def step(self, actions) -> Step:
         """Applies actions, float32 [N, 7] (numpy or JAX), for one control step."""
@@ -147,7 +155,7 @@ class CpuVectorEnv:
     def collect(self) -> Step:
         """Copies the latest step out of shared memory; the second half of `step_wait`."""
         arrays = self._arrays
-        rgb, state = arrays.rgb.copy(), arrays.state.copy()
+        rgb, state = self._frames(arrays.rgb), arrays.state.copy()
         done = arrays.terminated | arrays.truncated
         self._episodes += done
         ended = bool(done.any())
@@ -156,7 +164,7 @@ class CpuVectorEnv:
             reward=arrays.reward.copy(),
             terminated=arrays.terminated.copy(),
             truncated=arrays.truncated.copy(),
-            final_rgb=arrays.final_rgb.copy() if ended else rgb,
+            final_rgb=self._frames(arrays.final_rgb) if ended else rgb,
             state=state,
             final_state=arrays.final_state.copy() if ended else state,
             episode=EpisodeMetrics(
@@ -223,7 +231,16 @@ class CpuVectorEnv:
         if replacements:
             self._make(replacements)
             self._attach(replacements)
+            if not self._drawing:
+                self._tell_drawing(replacements)
         return replacements
+
+    def _tell_drawing(self, workers: list[_WorkerProcess]) -> None:
+        self._send(workers, "set_drawing", on=self._drawing)
+        self._answers(workers, self.step_timeout)
+
+    def _frames(self, shared: np.ndarray) -> np.ndarray | None:
+        return shared.copy() if self._drawing else None
 
     def _send(self, workers: list[_WorkerProcess], action: str, **arguments) -> None:
         if self._closed:

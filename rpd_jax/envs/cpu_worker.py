@@ -1,8 +1,8 @@
 """A worker process of CpuVectorEnv: owns some environments, steps them when told, writes into shared arrays.
 
 Started as `python -m rpd_jax.envs.cpu_worker COMMANDS LIFELINE MEMORY` with three inherited file descriptors. Imports
-no JAX. Commands and answers are JSON: {"do": "make" | "attach" | "reset" | "step", ...} and {"ok": ...} or
-{"error": traceback, "env": index}. SIGUSR1 makes it write to stderr where it is.
+no JAX. Commands and answers are JSON: {"do": "make" | "attach" | "reset" | "set_drawing" | "step", ...} and
+{"ok": ...} or {"error": traceback, "env": index}. SIGUSR1 makes it write to stderr where it is.
 """
 
 import faulthandler
@@ -65,8 +65,15 @@ class _Environment:
     def _write(self, obs, rgb: np.ndarray, state: np.ndarray) -> None:
         from rpd_jax.envs.camera_task import frames, states
 
-        rgb[self.index] = frames(obs)[0, ..., :3].numpy()
+        rgba = frames(obs)
+        if rgba is not None:
+            rgb[self.index] = rgba[0, ..., :3].numpy()
         state[self.index] = states(obs)[0].numpy()
+
+    def set_drawing(self, arrays, on: bool) -> None:
+        from rpd_jax.envs.camera_task import set_drawing
+
+        self._write(set_drawing(self.env, on), arrays.rgb, arrays.state)
 
 
 class _Worker:
@@ -100,6 +107,11 @@ class _Worker:
             environment.reset(self.arrays, seeds[environment.index])
             for _ in range(episodes[environment.index]):
                 environment.reset(self.arrays, seed=None)
+
+    def set_drawing(self, on: bool) -> None:
+        for environment in self.environments:
+            self.current = environment.index
+            environment.set_drawing(self.arrays, on)
 
     def step(self) -> None:
         for environment in self.environments:

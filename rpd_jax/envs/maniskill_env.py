@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import torch
 from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
 
-from rpd_jax.envs.camera_task import CameraChange, frames, make_task_env, states
+from rpd_jax.envs.camera_task import CameraChange, frames, make_task_env, set_drawing, states
 from rpd_jax.envs.vector_env import EpisodeMetrics, Step, episode_seed
 from rpd_jax.errors import UserError
 
@@ -60,8 +60,13 @@ class ManiSkillEnv:
         """float32 [N, D] privileged state that belongs to the latest frames."""
         return self._state
 
-    def reset(self, seed: int) -> jax.Array:
-        """Starts an episode everywhere; returns frames uint8 [N, H, W, 3]."""
+    def set_drawing(self, on: bool) -> jax.Array | None:
+        """Draws frames from now on, or none; returns those of this moment, uint8 [N, H, W, 3], or None."""
+        rgb, self._state = _observed(set_drawing(self._env, on))
+        return rgb
+
+    def reset(self, seed: int) -> jax.Array | None:
+        """Starts an episode everywhere; returns frames uint8 [N, H, W, 3], or None where none are drawn."""
         # With several environments ManiSkill draws the later episodes from PyTorch's global generators.
         torch.manual_seed(episode_seed(seed, self.num_envs))
         obs, _ = self._env.reset(seed=[episode_seed(seed, index) for index in range(self.num_envs)])
@@ -109,11 +114,13 @@ class ManiSkillEnv:
         self.close()
 
 
-def _observed(obs: dict) -> tuple[jax.Array, jax.Array]:
-    """Returns frames uint8 [N, H, W, 3] and states float32 [N, D] that later steps leave alone."""
+def _observed(obs: dict) -> tuple[jax.Array | None, jax.Array]:
+    """Returns frames uint8 [N, H, W, 3] (None if not drawn) and states float32 [N, D] that later steps leave alone."""
+    rgba = frames(obs)
+    if rgba is None:
+        return None, _to_jax(states(obs))
     # The simulator draws its next frame into the same buffer, so the copy must be done before this returns.
-    rgb = _drop_alpha(jnp.from_dlpack(frames(obs).contiguous())).block_until_ready()
-    return rgb, _to_jax(states(obs))
+    return _drop_alpha(jnp.from_dlpack(rgba.contiguous())).block_until_ready(), _to_jax(states(obs))
 
 
 @jax.jit

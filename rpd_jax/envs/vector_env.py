@@ -33,11 +33,12 @@ class Step(NamedTuple):
     """Outcome of one control step of N environments, same-step auto-reset.
 
     Attributes:
-        rgb: uint8 [N, H, W, 3]; where an episode ended, the next one's first frame.
+        rgb: uint8 [N, H, W, 3]; where an episode ended, the next one's first frame. None where none are drawn.
         reward: float32 [N].
         terminated: bool [N], the task succeeded; may be True together with `truncated`.
         truncated: bool [N], the episode reached its limit of steps.
         final_rgb: uint8 [N, H, W, 3], the last frame of the episode in rows that ended; other rows are unspecified.
+            None where none are drawn.
         state: float32 [N, D], privileged state that belongs to `rgb`.
         final_state: float32 [N, D], the one that belongs to `final_rgb`.
         episode: metrics, meaningful in rows that ended.
@@ -45,11 +46,11 @@ class Step(NamedTuple):
             has begun its episode again, `rgb` and `state` are its first observation, nothing was earned or ended.
     """
 
-    rgb: Array
+    rgb: Array | None
     reward: Array
     terminated: Array
     truncated: Array
-    final_rgb: Array
+    final_rgb: Array | None
     state: Array
     final_state: Array
     episode: EpisodeMetrics
@@ -80,8 +81,17 @@ class VectorEnv(Protocol):
     def state(self) -> Array:
         """float32 [N, D], privileged state that belongs to the latest frames."""
 
-    def reset(self, seed: int) -> Array:
-        """Starts an episode everywhere; returns frames uint8 [N, H, W, 3].
+    def set_drawing(self, on: bool) -> Array | None:
+        """Draws frames from now on, as at the beginning, or none: drawing takes most of a step's time.
+
+        What happens is the same either way, bit for bit on the CPU backend.
+
+        Returns:
+            the frames of this moment, uint8 [N, H, W, 3], or None.
+        """
+
+    def reset(self, seed: int) -> Array | None:
+        """Starts an episode everywhere; returns frames uint8 [N, H, W, 3], or None where none are drawn.
 
         Environment i's whole sequence of episodes follows from `seed` and i (and the actions) alone, on the CPU
         backend bit for bit; only with several environments in one GPU simulation do later episodes depend on when the
