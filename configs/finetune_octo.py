@@ -36,9 +36,15 @@ def get_config() -> ConfigDict:
     config.cameras.wrist = config_dict.placeholder(str)
     # Frame size of a camera that the model does not know yet.
     config.new_camera_size = 128
-    # Told to the robot where the demos hold no instruction; part of an RLDS dataset.
+    # Told to the robot where the demos hold no instruction, or an empty one.
     config.instruction = ""
+    # The part of an RLDS or LeRobot dataset, also train[:95%], train[10:20], train+val, all.
     config.split = "train"
+    # Leave out ManiSkill's failed episodes and those longer than the task's limit.
+    config.only_successful = True
+    # Where the last of 7 numbers goes from 0 to 1 and the demos do not say what it means: one_is_open or zero_is_open
+    # convert it to ManiSkill's -1 (closed) to 1 (open), as_is keeps it.
+    config.gripper = ""
     # Name of the action statistics in the checkpoint.
     config.dataset_name = "maniskill"
     config.held_out = 0.1

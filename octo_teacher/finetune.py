@@ -24,8 +24,8 @@ from tensorboardX import SummaryWriter
 
 from octo_teacher.data.chunks import MODALITIES, ChunkSource, ordered_batches, training_batches
 from octo_teacher.data.episodes import Demo, action_statistics, split_demos
-from octo_teacher.data.store import load_demos
 from octo_teacher.finetuning.adaptation import adapt_model, camera_sizes
+from octo_teacher.finetuning.demos import closing_line, read_training_demos, why_no_teacher
 from octo_teacher.finetuning.octo_nano import create_octo_nano
 from octo_teacher.finetuning.train_step import Devices, TrainState, frozen_parameters, make_optimizer, make_train_step
 from octo_teacher.octo_model import OctoModel
@@ -61,7 +61,8 @@ def finetune(config: ConfigDict, workdir: str | Path) -> Path:
 def _finetune(config: ConfigDict, workdir: Path, devices: Devices) -> Path:
     console = Console(highlight=False, soft_wrap=True)
     model = _initial_model(config, workdir)
-    demos = _read_demos(config, _frame_sizes(model, config))
+    datasets = read_training_demos(config, _frame_sizes(model, config), console)
+    demos = [demo for _, part in datasets for demo in part]
     train_demos, held_out_demos = split_demos(demos, config.held_out, config.seed)
     statistics = _statistics(workdir, train_demos)
     model, notes = _adapt(model, config, len(statistics["action"]["mean"]))
@@ -79,6 +80,11 @@ def _finetune(config: ConfigDict, workdir: Path, devices: Devices) -> Path:
         dataset_statistics={config.dataset_name: statistics},
         config={**model.config, "window_size": config.window, "finetune": json.loads(config.to_json_best_effort())},
     )
+    no_teacher = why_no_teacher(config, datasets, model)
+    if config.eval.every and no_teacher:
+        raise UserError(
+            f"config.eval.every={config.eval.every}, but the model cannot be tried in the tasks: {no_teacher}."
+        )
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.optimizer.learning_rate, config.optimizer.warmup_steps, config.steps
     )
@@ -144,7 +150,7 @@ def _finetune(config: ConfigDict, workdir: Path, devices: Devices) -> Path:
         if first < config.steps:
             console.print(clock.table())
             console.print(clock.speed())
-    console.print(f"The model is in {workdir / 'model'}; use it with --config.teacher.checkpoint={workdir / 'model'}.")
+    console.print(closing_line(config, workdir / "model", no_teacher), markup=False)
     return workdir / "model"
 
 
@@ -215,25 +221,6 @@ class Clock:
             return "Too short to tell the speed."
         frames, share = self._steps * self._batch_size / busy, self._seconds["wait for data"] / busy
         return f"Training: {frames:.1f} frames/s, {share:.1%} of the time waiting for data."
-
-
-def _read_demos(config: ConfigDict, sizes: Mapping[str, int]) -> list[Demo]:
-    demos = []
-    with Progress(TextColumn("reading {task.description}"), TextColumn("{task.completed} episodes")) as progress:
-        for path in (path.strip() for path in config.demos.split(",")):
-            bar = progress.add_task(path, total=None, visible=False)
-            demos += load_demos(
-                path,
-                sizes,
-                {name: config.cameras[name] for name in sizes},
-                cache=config.cache or None,
-                instruction=config.instruction,
-                split=config.split,
-                on_episode=lambda count, bar=bar: progress.update(bar, completed=count, visible=True),
-            )
-    if len({demo.actions.shape[1] for demo in demos}) != 1:
-        raise UserError(f"config.demos={config.demos!r} has actions of different dimensions: train on one kind only.")
-    return demos
 
 
 def _statistics(workdir: Path, demos: list[Demo]) -> dict[str, Any]:

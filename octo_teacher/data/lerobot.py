@@ -1,214 +1,178 @@
 """Reads LeRobot datasets, v2.x (one file per episode) and v3 (many episodes per file): parquet tables and videos."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from octo_teacher.data.actions import ActionMeaning, checked_actions, meaning_of_names
 from octo_teacher.data.episodes import Demo
-from octo_teacher.data.rlds import decode_image
+from octo_teacher.data.images import decode_images
+from octo_teacher.data.left_out import Reason, Tally
+from octo_teacher.data.lerobot_files import EpisodePlace, Info, read_episodes, read_info, read_parquet, read_tasks
+from octo_teacher.data.splits import chosen, select
 from octo_teacher.data.video import FrameReader
 from rpd_jax.errors import UserError
 
 
-def read_lerobot(path: Path, cameras: Mapping[str, str] | None = None, *, instruction: str = "") -> Iterator[Demo]:
+def read_lerobot(
+    path: Path,
+    cameras: Mapping[str, str] | None = None,
+    *,
+    instruction: str = "",
+    split: str = "train",
+    tally: Tally | None = None,
+) -> Iterator[Demo]:
     """Yields the episodes of a dataset.
 
     Args:
         path: the folder with meta/info.json.
         cameras: model camera -> feature, for example "observation.images.top"; "" is its only image.
-        instruction: said to the robot where the dataset names no task.
+        instruction: said to the robot where the dataset names no task, or an empty one.
+        split: of info.json's; see `splits.select`.
+        tally: counts what is left out, and says it at the end.
 
     Raises:
         UserError: a missing or malformed file, with its name and the key.
     """
-    path = Path(path)
-    info_path = path / "meta" / "info.json"
-    info = _read_json(info_path)
-    for key in ("codebase_version", "features", "fps", "data_path"):
-        if key not in info:
-            raise UserError(f"{info_path} lacks the key {key}: it is not a LeRobot dataset.")
-    for key in ("data_path", "video_path"):
-        if ".." in str(info.get(key)) or str(info.get(key)).startswith("/"):
-            raise UserError(f"{info_path}: {key} points outside the dataset.")
-    version = str(info["codebase_version"])
-    if not version.startswith(("v2.", "v3.")):
-        raise UserError(f"{info_path} has codebase_version {version}; v2.x and v3.x can be read.")
-    if "action" not in info["features"]:
-        raise UserError(f"{info_path} lacks features.action: there is nothing to learn.")
-    names = {camera: _image_key(info, key, info_path) for camera, key in (cameras or {"primary": ""}).items()}
-    videos = {
-        name: FrameReader(float(info["fps"])) for name in names.values() if info["features"][name]["dtype"] == "video"
-    }
-    tasks = _read_tasks(path, version)
-    tables = _Tables()
+    tally = tally or Tally()
+    info = read_info(Path(path))
+    names = {camera: info.image_key(key) for camera, key in (cameras or {"primary": ""}).items()}
+    videos = {name: FrameReader(info.fps) for name in names.values() if info.features[name]["dtype"] == "video"}
+    tasks = read_tasks(info)
+    places = read_episodes(info, list(videos))
+    shards = _shards(info, places)
+    tables = _Tables(places)
     try:
-        for episode in _read_episodes(path, info, version):
-            table = tables.read(
-                episode["data"], ["action", "episode_index", "task_index", *set(names.values()) - set(videos)]
-            )
-            where = f"{episode['data']}, episode {episode['index']}"
-            table = table.filter(pc.equal(table["episode_index"], episode["index"]))
-            actions = _actions(table, where)
-            images = {}
-            for camera, name in names.items():
-                if name in videos:
-                    file, start = episode["videos"][name]
-                    images[camera] = videos[name].read(file, start, len(actions))
-                else:
-                    images[camera] = _stored_images(table[name], f"{where}: {name}")
-            yield Demo(images, actions, _instruction(table, tasks, instruction, where))
+        for number in chosen(select(split, shards, info.folder, tally), shards):
+            demo = _read(places[number], info, tables, names, videos, tasks, instruction, tally)
+            if demo is not None:
+                tally.reads()
+                yield demo
     finally:
         for video in videos.values():
             video.close()
+    tally.close(info.folder)
+
+
+def lerobot_meaning(path: Path) -> ActionMeaning:
+    """What the info.json of a dataset says of its actions."""
+    info = read_info(Path(path))
+    size = info.action_size()
+    return meaning_of_names(info.features["action"].get("names"), size if size is not None else 0)
 
 
 class _Tables:
     """Keeps the last table that was read: v3 has many episodes in one file."""
 
-    def __init__(self):
+    def __init__(self, places: list[EpisodePlace]):
         self._last: tuple[Path, pa.Table] | None = None
+        self._indices: dict[Path, set[int]] = {}
+        for place in places:
+            self._indices.setdefault(place.data, set()).add(place.index)
 
-    def read(self, path: Path, columns: list[str]) -> pa.Table:
+    def read(self, place: EpisodePlace, columns: list[str]) -> pa.Table:
+        """The rows of an episode; raises UserError if the file holds others than the metadata says."""
+        path = place.data
         if self._last is None or self._last[0] != path:
-            self._last = path, read_parquet(path, columns)
-        return self._last[1]
+            self._last = None  # two tables at once would be too much
+            table = read_parquet(path, ["action", "episode_index", "task_index", *columns], optional=("frame_index",))
+            found = set(table["episode_index"].unique().to_pylist())
+            unknown = sorted(map(str, found - self._indices[path]))
+            if unknown:
+                raise UserError(f"{path} holds rows of episode {unknown[0]}, which meta/episodes does not list there.")
+            self._last = path, table
+        return self._last[1].filter(pc.equal(self._last[1]["episode_index"], place.index))
 
 
-def read_parquet(path: Path, columns: list[str]) -> pa.Table:
-    """Reads columns of a parquet file; raises UserError naming the file, and the column if one is missing."""
-    try:
-        file = pq.ParquetFile(path)
-        for name in columns:
-            if name not in file.schema_arrow.names:
-                raise UserError(f"{path} lacks the column {name}: it does not fit the dataset's meta/info.json.")
-        return file.read(columns)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the dataset was not fully copied.") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} is not a readable parquet file ({str(error).splitlines()[0]}): copy it again."
-        ) from None
+def _read(
+    place: EpisodePlace,
+    info: Info,
+    tables: _Tables,
+    names: Mapping[str, str],
+    videos: Mapping[str, FrameReader],
+    tasks: Mapping[int, str],
+    instruction: str,
+    tally: Tally,
+) -> Demo | None:
+    """One episode, None if it is left out."""
+    table = tables.read(place, sorted(set(names.values()) - set(videos)))
+    where, name = f"{place.data}, episode {place.index}", f"episode {place.index}"
+    if place.length not in (None, len(table)):
+        raise UserError(f"{where} has {len(table)} rows, where meta/episodes says {place.length}: copy it again.")
+    if not len(table):
+        tally.leaves_out(Reason.EMPTY, name)
+        return None
+    if "frame_index" in table.column_names and table["frame_index"].to_pylist() != list(range(len(table))):
+        raise UserError(f"{where}: frame_index does not count from 0 to {len(table) - 1}: the file is damaged.")
+    actions = checked_actions(_actions(table, info, where), where)
+    told = _instruction(table, tasks, instruction, where, name, tally)
+    if not told.strip() and tally.leaves_out(Reason.UNTOLD, name):
+        return None
+    images = {}
+    for camera, key in names.items():
+        if key in videos:
+            file, start = place.videos[key]
+            images[camera] = videos[key].read(file, start, len(actions))
+        else:
+            encoded = _encoded(table[key], f"{where}: {key}")
+            if any(not frame for frame in encoded) and tally.leaves_out(Reason.PADDING, name):
+                return None
+            images[camera] = decode_images(encoded, f"{where}: {key}")
+    return Demo(images, actions, told)
 
 
-def _actions(table: pa.Table, where: str) -> np.ndarray:
+def _actions(table: pa.Table, info: Info, where: str) -> np.ndarray:
     rows = table["action"].to_pylist()
     try:
-        actions = np.asarray(rows, np.float32)
-    except (TypeError, ValueError):
+        actions = np.asarray(rows, np.float64)
+    except (TypeError, ValueError, OverflowError):
         actions = np.zeros(0)
+    # LeRobot stores vectors of one number as that number.
+    if actions.ndim == 1 and actions.size and info.action_size() in (1, None):
+        actions = actions[:, None]
     if actions.ndim != 2 or not actions.size:
         raise UserError(f"{where}: action is not one vector of numbers per row.")
+    if info.action_size() not in (None, actions.shape[1]):
+        raise UserError(
+            f"{where}: action has {actions.shape[1]} numbers, where info.json says {info.action_size()}: copy it again."
+        )
     return actions
 
 
-def _stored_images(column: pa.ChunkedArray, where: str) -> np.ndarray:
+def _encoded(column: pa.ChunkedArray, where: str) -> list[bytes]:
     rows = column.to_pylist()
-    if not all(isinstance(row, dict) and isinstance(row.get("bytes"), bytes) for row in rows):
+    if not all(row is None or (isinstance(row, dict) and isinstance(row.get("bytes"), bytes)) for row in rows):
         raise UserError(f"{where} holds no encoded images.")
-    return np.stack([decode_image(row["bytes"], where) for row in rows])
+    return [b"" if row is None else row["bytes"] for row in rows]
 
 
-def _instruction(table: pa.Table, tasks: Mapping[int, str], instruction: str, where: str) -> str:
-    index = table["task_index"][0].as_py()
-    text = tasks.get(index) or instruction
-    if not text:
-        raise UserError(f"{where}: task_index {index} has no entry in meta/tasks: give config.instruction.")
-    return text
+def _instruction(
+    table: pa.Table, tasks: Mapping[int, str], instruction: str, where: str, name: str, tally: Tally
+) -> str:
+    indices = list(dict.fromkeys(table["task_index"].to_pylist()))
+    unknown = [index for index in indices if index not in tasks]
+    if unknown and not instruction.strip() and not tally.looking:
+        raise UserError(f"{where}: task_index {unknown[0]} has no entry in meta/tasks: give config.instruction.")
+    said = list(dict.fromkeys(text for index in indices if (text := tasks.get(index, "")).strip()))
+    if len(said) > 1:
+        tally.notes("have several instructions, of which the first is told", name)
+    return said[0] if said else instruction
 
 
-def _image_key(info: dict[str, Any], key: str, path: Path) -> str:
-    images = [name for name, feature in info["features"].items() if feature.get("dtype") in ("image", "video")]
-    wanted = key or (images[0] if len(images) == 1 else None)
-    if wanted not in images:
-        asked = f"no image feature {key}" if key else f"{len(images)} image features"
-        raise UserError(
-            f"{path} has {asked}: choose with config.cameras among its images ({', '.join(images) or 'none'})."
-        )
-    return wanted
-
-
-def _read_episodes(path: Path, info: dict[str, Any], version: str) -> Iterator[dict[str, Any]]:
-    """Yields per episode: its index, its data file, and for each video its file and the second where it starts."""
-    videos = [name for name, feature in info["features"].items() if feature.get("dtype") == "video"]
-    try:
-        if version.startswith("v2."):
-            for line in _read_lines(path / "meta" / "episodes.jsonl"):
-                index = line["episode_index"]
-                place = {"episode_chunk": index // info.get("chunks_size", 1000), "episode_index": index}
-                yield {
-                    "index": index,
-                    "data": path / info["data_path"].format(**place),
-                    "videos": {
-                        name: (path / info["video_path"].format(**place, video_key=name), 0.0) for name in videos
-                    },
-                }
-        else:
-            files = sorted((path / "meta" / "episodes").glob("*/*.parquet"))
-            if not files:
-                raise UserError(
-                    f"{path / 'meta' / 'episodes'} holds no parquet file: the dataset was not fully copied."
-                )
-            columns = ["episode_index", "data/chunk_index", "data/file_index"]
-            for name in videos:
-                columns += [f"videos/{name}/{part}" for part in ("chunk_index", "file_index", "from_timestamp")]
-            for row in (row for file in files for row in read_parquet(file, columns).to_pylist()):
-                yield {
-                    "index": row["episode_index"],
-                    "data": path
-                    / info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]),
-                    "videos": {
-                        name: (
-                            path
-                            / info["video_path"].format(
-                                video_key=name,
-                                chunk_index=row[f"videos/{name}/chunk_index"],
-                                file_index=row[f"videos/{name}/file_index"],
-                            ),
-                            row[f"videos/{name}/from_timestamp"],
-                        )
-                        for name in videos
-                    },
-                }
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise UserError(f"{path / 'meta'} lacks the key {error}: it is not a LeRobot {version} dataset.") from None
-
-
-def _read_tasks(path: Path, version: str) -> dict[int, str]:
-    try:
-        if version.startswith("v2."):
-            return {line["task_index"]: line["task"] for line in _read_lines(path / "meta" / "tasks.jsonl")}
-        # pandas wrote the sentences as the table's index: a column "task", or one without a name of its own.
-        table = read_parquet(path / "meta" / "tasks.parquet", ["task_index"])
-        names = pq.read_schema(path / "meta" / "tasks.parquet").names
-        texts = next(name for name in names if name != "task_index")
-        sentences = read_parquet(path / "meta" / "tasks.parquet", [texts])[texts].to_pylist()
-        return dict(zip(table["task_index"].to_pylist(), sentences, strict=True))
-    except (KeyError, StopIteration):
-        raise UserError(f"{path / 'meta'}/tasks lacks the key task: it is not a LeRobot {version} dataset.") from None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the dataset was not fully copied.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid json ({error}): copy it again.") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: it is not a LeRobot dataset.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid json ({error}): copy it again.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a json object: it is not a LeRobot dataset.")
-    return content
+def _shards(info: Info, places: list[EpisodePlace]) -> dict[str, list[int]]:
+    """Episodes in each split, in the order of the metadata."""
+    if not info.splits:
+        return {"train": [len(places)]}
+    spans = sorted(info.splits.values())
+    at = 0
+    for first, last in spans:
+        if first != at:
+            break
+        at = last
+    if at != len(places):
+        listed = ", ".join(f"{name} {first}:{last}" for name, (first, last) in info.splits.items())
+        raise UserError(f"{info.path}: the splits ({listed}) do not divide its {len(places)} episodes.")
+    return {name: [last - first] for name, (first, last) in sorted(info.splits.items(), key=lambda item: item[1])}

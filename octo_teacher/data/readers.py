@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from octo_teacher.data.actions import ActionMeaning
 from octo_teacher.data.episodes import Demo
-from octo_teacher.data.lerobot import read_lerobot
-from octo_teacher.data.maniskill import read_maniskill
-from octo_teacher.data.rlds import find_rlds, read_rlds
+from octo_teacher.data.left_out import Reason, Tally
+from octo_teacher.data.lerobot import lerobot_meaning, read_lerobot
+from octo_teacher.data.maniskill import maniskill_meaning, read_maniskill
+from octo_teacher.data.rlds import find_rlds, read_rlds, rlds_meaning
 from rpd_jax.errors import UserError
 
 
@@ -14,7 +16,7 @@ def format_of(path: Path) -> str:
     """Returns "maniskill", "rlds" or "lerobot".
 
     Raises:
-        UserError: `path` is missing or none of them.
+        UserError: `path` is missing, none of them, or several datasets.
     """
     path = Path(path)
     if path.suffix in (".h5", ".hdf5"):
@@ -23,8 +25,10 @@ def format_of(path: Path) -> str:
         raise UserError(f"The demos {path} do not exist: record some with 'python -m octo_teacher.demos record'.")
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
-    if path.is_dir() and find_rlds(path) is not None:
-        return "rlds"
+    if path.is_dir():
+        if find_rlds(path) is not None:
+            return "rlds"
+        _refuse_several(path)
     raise UserError(
         f"{path} is none of the known kinds of demos: an h5 file of ManiSkill, a folder with features.json (RLDS), "
         "a folder with meta/info.json (LeRobot)."
@@ -38,25 +42,37 @@ def read_demos(
     instruction: str = "",
     split: str = "train",
     only_successful: bool = True,
+    tally: Tally | None = None,
 ) -> Iterator[Demo]:
     """Yields the episodes of a dataset of any known format, one in memory at a time.
+
+    What is left out is said at the end, one line for each reason.
 
     Args:
         path: an h5 file, or a folder.
         cameras: model camera -> the dataset's name of it; "" is ManiSkill's human camera, or the only camera.
-        instruction: said to the robot where the dataset holds no instruction.
-        split: of an RLDS dataset.
+        instruction: said to the robot where the dataset holds no instruction, or an empty one.
+        split: see `splits.select`.
         only_successful: of ManiSkill files, leave out failed and overlong episodes.
+        tally: counts what is left out; its lines go to the log without one.
 
     Raises:
         UserError: a missing or malformed file, with its name and the key.
     """
     kind = format_of(path)
-    if kind == "maniskill":
-        return read_maniskill(path, cameras, only_successful=only_successful)
-    if kind == "rlds":
-        return read_rlds(path, cameras, instruction=instruction, split=split)
-    return read_lerobot(path, cameras, instruction=instruction)
+    tally = tally or Tally(keep=kept(only_successful))
+    readers = {"maniskill": read_maniskill, "rlds": read_rlds, "lerobot": read_lerobot}
+    return readers[kind](path, cameras, instruction=instruction, split=split, tally=tally)
+
+
+def kept(only_successful: bool) -> tuple[Reason, ...]:
+    """The reasons that leave nothing out under the setting config.only_successful."""
+    return () if only_successful else (Reason.FAILED, Reason.OVERLONG)
+
+
+def action_meaning(path: Path) -> ActionMeaning:
+    """What the metadata of a dataset of any known format says of its actions."""
+    return {"maniskill": maniskill_meaning, "rlds": rlds_meaning, "lerobot": lerobot_meaning}[format_of(path)](path)
 
 
 def source_files(path: Path) -> list[Path]:
@@ -65,3 +81,12 @@ def source_files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
     return [file for file in (path, path.with_suffix(".json")) if file.exists()]
+
+
+def _refuse_several(path: Path) -> None:
+    """Raises UserError with the datasets that lie below a folder that is none itself."""
+    below = {file.parents[1] for pattern in ("*", "*/*") for file in path.glob(f"{pattern}/meta/info.json")}
+    below |= {file for pattern in ("*.h5", "*/*.h5", "*/*/*.h5") for file in path.glob(pattern)}
+    if below:
+        names = ", ".join(sorted(repr(str(one.relative_to(path))) for one in below)[:20])
+        raise UserError(f"{path} is no dataset but holds {len(below)}: name one of {names}, or several, with commas.")

@@ -1,42 +1,67 @@
-"""Reads RLDS datasets as TFDS writes them: a folder with features.json and TFRecord shards, one episode per record.
+"""Reads RLDS datasets as TFDS writes them: a folder with features.json and shards of records, one episode per record.
 
 Inside a record each step feature is flattened to steps/<path>, all steps behind each other (tensorflow_datasets,
 core/example_serializer.py).
 """
 
-import io
-import json
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from octo_teacher.data.actions import ActionMeaning, checked_actions, meaning_of_names
 from octo_teacher.data.episodes import Demo
-from octo_teacher.data.tfrecord import parse_example, read_records
+from octo_teacher.data.features import (
+    ACTION,
+    INSTRUCTIONS,
+    Features,
+    Leaf,
+    decode_frames,
+    decode_tensors,
+    read_features,
+)
+from octo_teacher.data.left_out import Reason, Tally
+from octo_teacher.data.shards import Shard, check_whole, find_shards
+from octo_teacher.data.splits import Span, select
+from octo_teacher.data.tfrecord import parse_example
 from rpd_jax.errors import UserError
 
-ACTION = "steps/action"
-INSTRUCTIONS = (
-    "steps/language_instruction",
-    "steps/observation/natural_language_instruction",
-    "steps/observation/language_instruction",
-)
-OBSERVATION = "steps/observation/"
+_DEPTH = 3
 
 
 def find_rlds(path: Path) -> Path | None:
-    """`path` if it holds features.json, else the latest version below it, else None."""
+    """`path` if it holds features.json, else the latest version of the one dataset below it, None if there is none.
+
+    Raises:
+        UserError: there are several datasets below it.
+    """
     if (path / "features.json").is_file():
         return path
-    found = [file.parent for pattern in ("*", "*/*") for file in path.glob(f"{pattern}/features.json")]
-    return max(found, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.name)], default=None)
+    found = [
+        file.parent for depth in range(1, _DEPTH + 1) for file in path.glob("/".join(["*"] * depth + ["features.json"]))
+    ]
+    # A dataset, or one configuration of it, is a folder of versions.
+    versions: dict[Path, list[Path]] = {}
+    for folder in found:
+        versioned = re.fullmatch(r"\d{1,9}\.\d{1,9}\.\d{1,9}", folder.name)
+        versions.setdefault(folder.parent if versioned else folder, []).append(folder)
+    if len(versions) > 1:
+        names = ", ".join(sorted(repr(str(folder.relative_to(path))) for folder in versions))
+        raise UserError(f"{path} holds {len(versions)} datasets: name one of {names}, or several, separated by commas.")
+    folders = next(iter(versions.values()), [])
+    return max(folders, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.name)], default=None)
 
 
 def read_rlds(
-    path: Path, cameras: Mapping[str, str] | None = None, *, instruction: str = "", split: str = "train"
+    path: Path,
+    cameras: Mapping[str, str] | None = None,
+    *,
+    instruction: str = "",
+    split: str = "train",
+    tally: Tally | None = None,
 ) -> Iterator[Demo]:
     """Yields the episodes of one split.
 
@@ -44,104 +69,131 @@ def read_rlds(
         path: the folder with features.json, or one above it.
         cameras: model camera -> image feature under steps/observation; "" is its only image.
         instruction: said to the robot where the dataset holds no instruction.
-        split: the part of the file names before ".tfrecord".
+        split: in TFDS's own notation; see `splits.select`.
+        tally: counts what is left out, and says it at the end.
 
     Raises:
         UserError: a missing or malformed file, with its name and the key.
     """
+    tally = tally or Tally()
+    folder = _folder(path)
+    features = read_features(folder / "features.json")
+    names = {camera: features.image_key(key) for camera, key in (cameras or {"primary": ""}).items()}
+    action, told = features.action(), features.instruction()
+    if told is None and not instruction.strip() and not tally.looking:
+        raise UserError(
+            f"{features.path} lacks {INSTRUCTIONS[0]}: say what the robot was told with config.instruction."
+        )
+    shards = find_shards(folder)
+    if not shards:
+        raise UserError(f"{folder} holds no file *-{split}.tfrecord-*: the dataset was not fully copied.")
+    spans = select(split, {name: [shard.count for shard in of] for name, of in shards.items()}, folder, tally)
+    for name in dict.fromkeys(span.split for span in spans):
+        check_whole(name, shards[name], folder)
+    record = _Record(features, action, names, told, instruction, tally)
+    for span in spans:
+        for shard, index, data in _records(shards[span.split], span):
+            demo = record.read(data, f"{shard.path}, record {index}", f"record {index} of {shard.path.name}")
+            if demo is not None:
+                tally.reads()
+                yield demo
+    tally.close(folder)
+
+
+def rlds_meaning(path: Path) -> ActionMeaning:
+    """What the features.json of a dataset says of its actions."""
+    leaf = read_features(_folder(path) / "features.json").action()
+    return meaning_of_names(None, leaf.shape[0] if leaf.shape else 1, leaf.description)
+
+
+def _folder(path: Path) -> Path:
     folder = find_rlds(Path(path))
     if folder is None:
         raise UserError(f"{path} has no features.json: it is not a folder of an RLDS dataset.")
-    features = _read_features(folder / "features.json")
-    names = {camera: _image_key(features, key, folder) for camera, key in (cameras or {"primary": ""}).items()}
-    action_dim = _action_dim(features, folder)
-    told = next((key for key in INSTRUCTIONS if key in features), None)
-    if told is None and not instruction:
-        raise UserError(
-            f"{folder / 'features.json'} lacks {INSTRUCTIONS[0]}: say what the robot was told with config.instruction."
-        )
-    shards = sorted(folder.glob(f"*-{split}.tfrecord*"))
-    if not shards:
-        raise UserError(f"{folder} holds no file *-{split}.tfrecord-*: the dataset was not fully copied.")
+    return folder
+
+
+def _records(shards: Sequence[Shard], span: Span) -> Iterator[tuple[Shard, int, bytes]]:
+    """The records of a span with their shards and their numbers there."""
+    start = 0
     for shard in shards:
-        for index, record in enumerate(read_records(shard)):
-            yield _episode(record, f"{shard}, record {index}", names, action_dim, told, instruction)
+        if start < span.last and span.first < start + shard.count:
+            for index, data in enumerate(shard.records()):
+                if span.first <= start + index < span.last:
+                    yield shard, index, data
+        start += shard.count
 
 
-def _episode(
-    record: bytes, where: str, names: Mapping[str, str], action_dim: int, told: str | None, instruction: str
-) -> Demo:
-    try:
-        values = parse_example(record)
-    except ValueError:
-        raise UserError(f"{where} is not a tf.train.Example: the file is no RLDS dataset.") from None
-    for key in (ACTION, *names.values(), *((told,) if told else ())):
-        if key not in values:
-            raise UserError(f"{where} lacks {key}, which features.json promises.")
-    actions = np.asarray(values[ACTION], np.float32)
-    if actions.size == 0 or actions.size % action_dim:
-        raise UserError(f"{where}: {ACTION} has {actions.size} numbers, which is no number of {action_dim}-D actions.")
-    actions = actions.reshape(-1, action_dim)
-    images = {}
-    for camera, key in names.items():
-        if len(values[key]) != len(actions):
-            raise UserError(f"{where}: {key} has {len(values[key])} images for {len(actions)} actions.")
-        images[camera] = np.stack([decode_image(image, f"{where}: {key}") for image in values[key]])
-    if told:
-        instruction = values[told][0].decode(errors="replace")
-    return Demo(images, actions, instruction)
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """Turns records of one dataset into demos.
+
+    Attributes:
+        features: what the dataset declares.
+        action: what it declares of the actions.
+        names: model camera -> feature.
+        told: the feature with the instruction, if there is one.
+        instruction: said where that is missing.
+        tally: counts what is left out.
+    """
+
+    features: Features
+    action: Leaf
+    names: Mapping[str, str]
+    told: str | None
+    instruction: str
+    tally: Tally
+
+    def read(self, record: bytes, where: str, name: str) -> Demo | None:
+        """The demo of one record, None if it is left out; `where` is for messages about it, `name` to be counted."""
+        try:
+            values = parse_example(record)
+        except ValueError:
+            raise UserError(f"{where} is not a tf.train.Example: the file is no RLDS dataset.") from None
+        for key in (ACTION, *self.names.values(), *((self.told,) if self.told else ())):
+            if key not in values:
+                have = ", ".join(sorted(values)) or "nothing"
+                raise UserError(f"{where} lacks {key}, which features.json promises (it has {have}).")
+        actions = decode_tensors(self.action, values[ACTION], f"{where}: {ACTION}")
+        if not len(actions):
+            self.tally.leaves_out(Reason.EMPTY, name)
+            return None
+        actions = checked_actions(actions.reshape(len(actions), -1), where)
+        if self._has_padding(values) and self.tally.leaves_out(Reason.PADDING, name):
+            return None
+        instruction = self._instruction(values, where, name)
+        if not instruction.strip() and self.tally.leaves_out(Reason.UNTOLD, name):
+            return None
+        images = {}
+        for camera, key in self.names.items():
+            if len(actions) != _steps(values[key], self.features.leaves[key]):
+                raise UserError(f"{where}: {key} has {len(values[key])} images for {len(actions)} actions.")
+            images[camera] = decode_frames(self.features.leaves[key], values[key], f"{where}: {key}")
+        return Demo(images, actions, instruction)
+
+    def _has_padding(self, values: Mapping[str, Any]) -> bool:
+        for key in self.names.values():
+            flag = self.features.flag(key)
+            if flag in values and not np.any(np.asarray(values[flag]) != 0):
+                return True
+            if self.features.leaves[key].kind == "image" and any(image == b"" for image in values[key]):
+                return True
+        return False
+
+    def _instruction(self, values: Mapping[str, Any], where: str, name: str) -> str:
+        if not self.told:
+            return self.instruction
+        texts = values[self.told]
+        if not isinstance(texts, list):
+            raise UserError(f"{where}: {self.told} holds numbers, where features.json declares text.")
+        said = list(dict.fromkeys(text for text in texts if text.strip()))
+        if len(said) > 1:
+            self.tally.notes("have several instructions, of which the first is told", name)
+        return said[0].decode(errors="replace") if said else self.instruction
 
 
-def decode_image(encoded: bytes, where: str) -> np.ndarray:
-    """Decodes a PNG or JPEG to uint8 [H, W, 3]; raises UserError that starts with `where`."""
-    try:
-        return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for broken files
-        raise UserError(f"{where} holds something else than a PNG or JPEG image: the file is damaged.") from None
-
-
-def _read_features(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns the leaves of a features.json by flattened name."""
-    try:
-        tree = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid json ({error}): copy it again.") from None
-    leaves: dict[str, dict[str, Any]] = {}
-
-    def walk(node: Any, name: str) -> None:
-        if not isinstance(node, dict):
-            raise UserError(f"{path} describes no feature at {name or 'its top'}: it is not a TFDS features.json.")
-        if "featuresDict" in node:
-            for key, child in node["featuresDict"].get("features", {}).items():
-                walk(child, f"{name}/{key}" if name else key)
-        elif "sequence" in node:
-            walk(node["sequence"].get("feature"), name)
-        else:
-            leaves[name] = node
-
-    walk(tree, "")
-    if not any(name.startswith("steps/") for name in leaves):
-        raise UserError(f"{path} lacks the key steps: it is not an RLDS dataset.")
-    return leaves
-
-
-def _image_key(features: Mapping[str, dict[str, Any]], key: str, folder: Path) -> str:
-    images = [name for name, leaf in features.items() if name.startswith(OBSERVATION) and "image" in leaf]
-    wanted = OBSERVATION + key if key else images[0] if len(images) == 1 else None
-    if wanted not in images:
-        have = ", ".join(name.removeprefix(OBSERVATION) for name in images) or "none"
-        asked = f"no image {OBSERVATION}{key}" if key else f"{len(images)} images under {OBSERVATION}"
-        raise UserError(
-            f"{folder / 'features.json'} has {asked}: choose with config.cameras among its images ({have})."
-        )
-    return wanted
-
-
-def _action_dim(features: Mapping[str, dict[str, Any]], folder: Path) -> int:
-    leaf = features.get(ACTION)
-    if leaf is None:
-        raise UserError(f"{folder / 'features.json'} lacks {ACTION}: it is not an RLDS dataset with one action vector.")
-    dimensions = leaf.get("tensor", {}).get("shape", {}).get("dimensions", [])
-    if len(dimensions) != 1 or not str(dimensions[0]).isdigit() or not int(dimensions[0]):
-        raise UserError(f"{folder / 'features.json'}: {ACTION} has the shape {dimensions}, not that of one vector.")
-    return int(dimensions[0])
+def _steps(values: Any, leaf: Leaf) -> int:
+    """How many steps the values of a camera belong to."""
+    if leaf.kind == "tensor" and leaf.encoding == "none":
+        return len(values) // int(np.prod(leaf.shape))
+    return len(values)

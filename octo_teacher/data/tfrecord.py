@@ -24,15 +24,11 @@ def masked_crc(data: bytes) -> int:
 def read_records(path: Path) -> Iterator[bytes]:
     """Yields the records of a TFRecord file; raises UserError where it is cut off or damaged."""
     with path.open("rb") as file:
-        index = 0
+        index, size = 0, path.stat().st_size
         while header := file.read(12):
-            if len(header) < 12:
-                raise UserError(f"{path} is cut off in the header of record {index}: copy it again.")
-            length, crc = struct.unpack("<QI", header)
-            if masked_crc(header[:8]) != crc:
-                raise UserError(
-                    f"{path} is damaged or no TFRecord file: the checksum of record {index}'s length is wrong."
-                )
+            length = _length(header, path, index)
+            if length > size - file.tell():  # before memory is asked for it
+                raise UserError(f"{path} is cut off in record {index}: copy it again.")
             data, footer = file.read(length), file.read(4)
             if len(data) < length or len(footer) < 4:
                 raise UserError(f"{path} is cut off in record {index}: copy it again.")
@@ -40,6 +36,29 @@ def read_records(path: Path) -> Iterator[bytes]:
                 raise UserError(f"{path} is damaged: the checksum of record {index} is wrong; copy it again.")
             yield data
             index += 1
+
+
+def count_records(path: Path) -> int:
+    """The number of records in a TFRecord file, by their headers alone; raises UserError as `read_records`."""
+    with path.open("rb") as file:
+        count, size = 0, path.stat().st_size
+        while header := file.read(12):
+            length = _length(header, path, count)
+            if length + 4 > size - file.tell():
+                raise UserError(f"{path} is cut off in record {count}: copy it again.")
+            file.seek(length + 4, 1)
+            count += 1
+        return count
+
+
+def _length(header: bytes, path: Path, index: int) -> int:
+    """The length of record `index`, whose header is given."""
+    if len(header) < 12:
+        raise UserError(f"{path} is cut off in the header of record {index}: copy it again.")
+    length, crc = struct.unpack("<QI", header)
+    if masked_crc(header[:8]) != crc:
+        raise UserError(f"{path} is damaged or no TFRecord file: the checksum of record {index}'s length is wrong.")
+    return length
 
 
 def parse_example(record: bytes) -> dict[str, np.ndarray | list[bytes]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
+from octo_teacher.data.images import MOST_PIXELS
 from rpd_jax.errors import UserError
 
 
@@ -31,11 +32,16 @@ class FrameReader:
             UserError: the file is missing, no video, or too short.
         """
         first = round(start * self._fps)
+        if not 0 <= first < 1e9:
+            raise UserError(f"{path}: an episode is said to start at second {start}: the metadata is damaged.")
         if path != self._path or first < self._next:
             self._open(path)
         frames = []
         while self._next < first + count:
-            frame = next(self._frames, None)
+            try:
+                frame = next(self._frames, None)
+            except (OSError, RuntimeError, ValueError):
+                raise UserError(f"{path} cannot be decoded beyond frame {self._next}: copy it again.") from None
             if frame is None:
                 raise UserError(f"{path} has {self._next} frames; {first + count} are needed: copy it again.")
             if self._next >= first:
@@ -59,6 +65,8 @@ class FrameReader:
                 # JAX warns of every fork; this one only starts ffmpeg.
                 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
                 self._size = next(frames)["size"]
-        except (OSError, RuntimeError, StopIteration):
+            if not 0 < self._size[0] * self._size[1] <= MOST_PIXELS:
+                raise ValueError
+        except (OSError, RuntimeError, StopIteration, ValueError, TypeError, KeyError, IndexError, AssertionError):
             raise UserError(f"{path} is not a readable video: copy it again.") from None
         self._path, self._frames, self._next = path, frames, 0

@@ -7,9 +7,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from octo_teacher.data.actions import ACTION_DIM, ActionMeaning, choose_gripper, why_not_ours
 from octo_teacher.data.episodes import Demo, action_statistics
-from octo_teacher.data.maniskill_files import read_json
-from octo_teacher.data.readers import format_of, read_demos, source_files
+from octo_teacher.data.left_out import Tally
+from octo_teacher.data.maniskill_files import read_header
+from octo_teacher.data.readers import action_meaning, format_of, read_demos, source_files
+from rpd_jax.errors import UserError
 
 ACTION_NAMES = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "gripper")
 _STRIP = 8
@@ -34,23 +37,29 @@ def inspect_file(path: Path, plot: Path | None = None, camera: str = "") -> Path
     facts = {"format": kind}
     success = None
     if kind == "maniskill":
-        header = read_json(path)
-        entries = header["episodes"]
+        header = read_header(path)
+        entries = header.entries.values()
         success = [entry["success"] for entry in entries if "success" in entry]
         facts |= {
-            "task": header.get("env_info", {}).get("env_id", "unknown"),
-            "limit of steps": str(header.get("env_info", {}).get("max_episode_steps", "unknown")),
-            "reset seeds": _range([entry["episode_seed"] for entry in entries if "episode_seed" in entry]),
+            "task": header.env_id,
+            "limit of steps": str(header.limit or "unknown"),
+            "reset seeds": _range(
+                [entry["episode_seed"] for entry in entries if entry.get("episode_seed") is not None]
+            ),
         }
-    demos, strip, shape = _read(path, camera)
+    notes: list[str] = []
+    demos, strip, shape = _read(path, camera, notes)
+    meaning = action_meaning(path)
     lengths = np.array([len(demo.actions) for demo in demos])
-    told = sorted({demo.instruction for demo in demos})
+    told = sorted({demo.instruction for demo in demos if demo.instruction.strip()})
     counts = f"{len(demos)}, {sum(success)} successful" if success else f"{len(demos)}, success not stored"
     facts |= {
-        "instructions": "; ".join(told[:8]) + (f" and {len(told) - 8} more" if len(told) > 8 else ""),
+        "instructions": "; ".join(told[:8])
+        + (f" and {len(told) - 8} more" if len(told) > 8 else "" if told else "none"),
         "episodes": counts,
         "steps": f"{lengths.sum()} (episode: {lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f})",
         "frames": f"{shape[1]}x{shape[0]}",
+        "actions": _describe_actions(demos, meaning),
         "size": f"{sum(file.stat().st_size for file in source_files(path)) / 1e6:.1f} MB",
     }
     table = Table(title=str(path), show_header=False)
@@ -59,22 +68,52 @@ def inspect_file(path: Path, plot: Path | None = None, camera: str = "") -> Path
     console = Console()
     console.print(table)
     console.print(_action_table(demos))
-    plot = path.with_suffix(".png") if plot is None else Path(plot)
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
+    plot = _beside(path) if plot is None else Path(plot)
     _plot(demos, strip, plot, f"{path.name}: {len(demos)} episodes, {lengths.sum()} steps")
     console.print(f"Picture: {plot}", soft_wrap=True)
     return plot
 
 
-def _read(path: Path, camera: str) -> tuple[list[Demo], tuple[np.ndarray, np.ndarray], tuple[int, int]]:
+def _beside(path: Path) -> Path:
+    path = path.absolute()
+    return path.with_name(f"{path.name}.png") if path.is_dir() else path.with_suffix(".png")
+
+
+def _describe_actions(demos: Sequence[Demo], meaning: ActionMeaning) -> str:
+    """What is known of the actions: by the files, by their numbers, and what training makes of them."""
+    actions = np.concatenate([demo.actions for demo in demos])
+    parts = [meaning.found]
+    if actions.shape[1] == ACTION_DIM:
+        parts.append(f"gripper from {actions[:, -1].min():g} to {actions[:, -1].max():g}")
+    try:
+        how = choose_gripper(actions, meaning, "", Path())
+        if how != "as_is":
+            parts.append(f"training converts the gripper as {how}")
+    except UserError:
+        parts.append("training asks for config.gripper")
+    reason = why_not_ours(actions, meaning)
+    if reason:
+        parts.append(f"no model of them can drive the tasks: {reason}")
+    return "; ".join(parts)
+
+
+def _read(
+    path: Path, camera: str, notes: list[str]
+) -> tuple[list[Demo], tuple[np.ndarray, np.ndarray], tuple[int, int]]:
     """The demos without frames, evenly spaced frames of one with their step numbers, and the frames' size."""
     demos, strip, shape = [], None, (0, 0)
-    for demo in read_demos(path, {"primary": camera}, only_successful=False):
+    tally = Tally(notes.append, looking=True)
+    for demo in read_demos(path, {"primary": camera}, split="all", tally=tally):
         frames = demo.images["primary"]
         # The first episode of at least as many steps as frames are shown.
         if strip is None or len(strip[1]) < _STRIP <= len(frames):
             steps = np.linspace(0, len(frames) - 1, min(_STRIP, len(frames))).round().astype(int)
             strip, shape = (frames[steps], steps), frames.shape[1:3]
         demos.append(Demo({}, demo.actions, demo.instruction))
+    if len({demo.actions.shape[1] for demo in demos}) != 1:
+        raise UserError(f"{path} has episodes whose actions differ in dimension.")
     return demos, strip, shape
 
 
@@ -123,4 +162,10 @@ def _plot(demos: Sequence[Demo], strip: tuple[np.ndarray, np.ndarray], path: Pat
     for axes in grid[len(names) + 1 :]:
         axes.axis("off")
     figure.suptitle(title)
-    figure.savefig(path, dpi=100)
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The picture cannot be written to {path} ({getattr(error, 'strerror', None) or error}): choose another "
+            "--plot."
+        ) from None
