@@ -27,13 +27,10 @@ from rich.table import Table
 
 from rpd_jax import settings
 from rpd_jax.acting import collect
-from rpd_jax.acting.labelling import Labeller
+from rpd_jax.acting.stage import Stage, iteration_keys
 from rpd_jax.command.line import read_config, run_command
-from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.learning.learner import Learner
-from rpd_jax.student.networks import ActorCritic
-from rpd_jax.teachers import load_teacher
 
 STAGES = ("simulate+render", "student acts", "label", "update")
 _BUSY = 0.7  # of the cores that could work: from here on a stage is bound by them
@@ -94,37 +91,23 @@ def _processor_seconds_of(pid: int) -> float:
 
 def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
     """Runs 1 + `iterations` iterations of a resolved config and measures all but the first, which compiles."""
+    root_key, num_steps = jax.random.key(config.seed), config.ppo.rollout_steps
     with contextlib.ExitStack() as stack:
-        learner = Learner(ActorCritic.from_config(config.student), config)
-        labeller = None
-        if learner.num_samples:
-            labeller = Labeller(load_teacher(config), config, learner)
-            stack.callback(labeller.teacher.close)
-        envs = TimedEnvs(stack.enter_context(make_vector_env(config.env)))
+        stage = Stage.open(config, stack)
+        stage.envs = envs = TimedEnvs(stage.envs)
+        state = stage.fresh_state(root_key)
+        coefficients = stage.coefficients(0)
+        labelled = coefficients["distill_coef"] > 0.0
         position = collect.start(envs, 0)
-        state = learner.init(jax.random.key(config.seed), position.rgb, position.state)
-        replay = learner.create_replay(envs.action_dim, envs.state_dim)
         for iteration in range(1 + iterations):
             if iteration < 2:
                 times, envs.seconds = StageTimes(getattr(envs, "worker_pids", [])), 0.0
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), iteration), 3)
-            with times.stage("simulate+render"):
-                on_frames = labeller.begin(keys[1]) if labeller else None
-                frames, position, _ = collect.rollout(
-                    envs, learner, state.params, position, config.ppo.rollout_steps, keys[0], on_frames=on_frames
-                )
-                jax.block_until_ready(frames)
+            keys = iteration_keys(root_key, iteration)
+            rollout, position, _ = stage.collect(state, position, num_steps, keys, labelled, times)
             times.clock["student acts"] += times.clock["simulate+render"] - envs.seconds
             times.clock["simulate+render"] = envs.seconds
-            with times.stage("label"):
-                if labeller:
-                    frames = jax.block_until_ready(labeller.label(frames))
-            with times.stage("update"):
-                state, metrics = learner.update(state, frames, keys[2], replay=replay)
-                if labeller:
-                    replay = learner.extend_replay(replay, frames)
-                jax.block_until_ready(metrics)
-    return times, learner
+            state, _ = stage.update(state, rollout, keys, coefficients, times)
+    return times, stage.learner
 
 
 def update_flops(config: ConfigDict, learner: Learner) -> float:

@@ -1,0 +1,75 @@
+"""A run's own measurements: success of its student and of its teacher, with their videos."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from rpd_jax.acting.episodes import run_episodes, teacher_act
+from rpd_jax.acting.seeds import episode_seeds
+from rpd_jax.acting.stage import Stage
+from rpd_jax.acting.training_state import TrainingState
+from rpd_jax.acting.video import write_filmstrip, write_video
+from rpd_jax.run.json_file import write_json
+
+
+def evaluate_student(
+    stage: Stage, state: TrainingState, last: bool, workdir: Path, check_stop: Callable[[], None]
+) -> dict[str, float]:
+    """Success of the mean action, from the same initial states at every evaluation of a run.
+
+    Args:
+        stage: whose environments are used; they are in the middle of episodes afterwards.
+        state: whose student acts.
+        last: the final evaluation has more episodes, other initial states and a video.
+        workdir: of the run.
+        check_stop: called once per step; may raise to leave early.
+
+    Returns:
+        As `Episodes.summary`.
+    """
+    config, params = stage.config, stage.learner.local_params(state.learner)
+    episodes = run_episodes(
+        stage.envs,
+        lambda rgb, state, key: stage.learner.mean_action(params, rgb, state),
+        config.eval.final_episodes if last else config.eval.episodes,
+        episode_seeds(config.seed, "final evaluation" if last else "evaluation"),
+        config.eval.video_episodes if last else 0,
+        check_stop,
+    )
+    if episodes.videos:
+        write_video(workdir / "videos" / "student.mp4", episodes.videos)
+        write_filmstrip(workdir / "videos" / "student.png", min(episodes.videos, key=len))
+    return episodes.summary()
+
+
+def measure_teacher(
+    stage: Stage, workdir: Path, say: Callable[[str], None], check_stop: Callable[[], None]
+) -> dict[str, float] | None:
+    """Success of the teacher's own actions in the final evaluation's episodes; measured once per run.
+
+    Args:
+        stage: whose teacher acts in its environments.
+        workdir: of the run, which keeps the result.
+        say: told that it will take some time.
+        check_stop: called once per step; may raise to leave early.
+
+    Returns:
+        As `Episodes.summary`, or None where there is no teacher or it is not to be measured.
+    """
+    path, config = workdir / "teacher.json", stage.config
+    if path.exists():
+        return json.loads(path.read_text())
+    if stage.labeller is None or not config.teacher.eval_episodes:
+        return None
+    say(f"Measuring the teacher over {config.teacher.eval_episodes} episodes.")
+    episodes = run_episodes(
+        stage.envs,
+        teacher_act(stage.labeller.teacher, stage.labeller.instruction),
+        config.teacher.eval_episodes,
+        episode_seeds(config.seed, "final evaluation"),
+        config.eval.video_episodes,
+        check_stop,
+    )
+    write_video(workdir / "videos" / "teacher.mp4", episodes.videos)
+    write_json(path, episodes.summary())
+    return episodes.summary()

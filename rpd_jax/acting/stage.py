@@ -1,0 +1,165 @@
+"""Student, teacher and environments of one stage of a run, and the iteration that its loop repeats."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rpd_jax.acting import collect
+from rpd_jax.acting.labelling import Labeller
+from rpd_jax.acting.training_state import TrainingState
+from rpd_jax.envs.factory import make_vector_env
+from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.learning import schedules
+from rpd_jax.learning.learner import Learner, Rollout
+from rpd_jax.learning.sharding import make_mesh
+from rpd_jax.run import processes
+from rpd_jax.student.networks import ActorCritic
+from rpd_jax.teachers import load_teacher
+
+
+class Clock(Protocol):
+    """Something that measures the parts of an iteration: "simulate+render", "label" and "update"."""
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Counts the time of the `with` block as that of `name`."""
+
+
+class IterationKeys(NamedTuple):
+    """Random keys of the student's actions, the teacher's samples and the update."""
+
+    policy: jax.Array
+    teacher: jax.Array
+    update: jax.Array
+
+
+def iteration_keys(root_key: jax.Array, iteration: int) -> IterationKeys:
+    """The keys of one iteration, from the run's."""
+    return IterationKeys(*jax.random.split(jax.random.fold_in(root_key, iteration), 3))
+
+
+@dataclasses.dataclass
+class Stage:
+    """Who takes part: `collect` and `update` are an iteration of theirs, for the loop, the estimate and the profiler.
+
+    Attributes:
+        config: resolved; reads `ppo`, `distill` and `total_steps`.
+        learner: the student, and how it learns.
+        labeller: the teacher, or None where the algorithm has none.
+        envs: this process's environments.
+    """
+
+    config: ConfigDict
+    learner: Learner
+    labeller: Labeller | None
+    envs: VectorEnv
+
+    @classmethod
+    def open(cls, config: ConfigDict, stack: contextlib.ExitStack) -> "Stage":
+        """Starts the teacher and the environments; `stack` closes them.
+
+        Args:
+            config: resolved; its environments are those of all processes together.
+            stack: of the caller.
+
+        Raises:
+            UserError: settings, files or the machine do not allow it.
+        """
+        learner = Learner(ActorCritic.from_config(config.student), config, make_mesh())
+        labeller = None
+        if learner.num_samples:
+            labeller = Labeller(load_teacher(config), config, learner)
+            stack.callback(labeller.teacher.close)
+        envs = stack.enter_context(make_vector_env(config.env, config.env.num_envs // jax.process_count()))
+        return cls(config, learner, labeller, envs)
+
+    def fresh_state(self, key: jax.Array) -> TrainingState:
+        """A new student, and an empty replay; resets the environments, for the shapes of what they show."""
+        rgb = self.envs.reset(0)
+        learner = self.learner.init(key, rgb, self.envs.state)
+        return TrainingState(learner, self.learner.create_replay(self.envs.action_dim, self.envs.state_dim))
+
+    def coefficients(self, step: int) -> dict[str, float]:
+        """What an update after `step` environment steps weighs its terms with, and its learning rate."""
+        coef = schedules.distill_coef(self.config.distill, step)
+        return {
+            "distill_coef": coef,
+            "replay_coef": coef * self.config.distill.replay_coef,
+            "learning_rate": schedules.learning_rate(self.config.ppo, step, self.config.total_steps),
+        }
+
+    def collect(
+        self,
+        state: TrainingState,
+        position: collect.Position,
+        num_steps: int,
+        keys: IterationKeys,
+        labelled: bool,
+        clock: Clock,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> tuple[Rollout, collect.Position, dict[str, np.ndarray]]:
+        """First half of an iteration: this process's student steps its environments, its teacher labels the frames.
+
+        Args:
+            state: whose student acts.
+            position: of the environments.
+            num_steps: of each of them.
+            keys: the iteration's, the same in all processes.
+            labelled: False leaves the labels out, as where nothing weighs them.
+            clock: counts "simulate+render" and "label"; where they overlap, the latter is what is left to wait for.
+            check_stop: called once per step; may raise to leave early.
+
+        Returns:
+            As `collect.rollout`, labels included.
+        """
+        labeller = self.labeller if labelled else None
+        with clock.stage("simulate+render"):
+            on_frames = labeller.begin(processes.own_key(keys.teacher)) if labeller else None
+            rollout, position, episodes = collect.rollout(
+                self.envs,
+                self.learner,
+                self.learner.local_params(state.learner),
+                position,
+                num_steps,
+                processes.own_key(keys.policy),
+                check_stop,
+                on_frames,
+            )
+            jax.block_until_ready(rollout)
+        with clock.stage("label"):
+            if labeller:
+                rollout = jax.block_until_ready(labeller.label(rollout))
+        return rollout, position, episodes
+
+    def update(
+        self, state: TrainingState, rollout: Rollout, keys: IterationKeys, coefficients: dict[str, float], clock: Clock
+    ) -> tuple[TrainingState, dict]:
+        """Second half: the student learns from all processes' rollouts, and the replay keeps them.
+
+        Args:
+            state: its replay is consumed, unless the update meets a number that is not finite.
+            rollout: of this process, as `collect` returned it.
+            keys: the iteration's.
+            coefficients: of the update.
+            clock: counts "update".
+
+        Returns:
+            The state after the iteration, and the update's metrics, on the host. The state is `state` where
+            `Learner.nonfinite_term` finds one in the metrics.
+        """
+        with clock.stage("update"):
+            rollout = self.learner.spread(rollout)
+            learner, metrics = self.learner.update(
+                state.learner, rollout, keys.update, replay=state.replay, **coefficients
+            )
+            metrics = jax.device_get(metrics)
+            if self.learner.nonfinite_term(metrics) is not None:
+                return state, metrics
+            replay = state.replay
+            if rollout.teacher_actions is not None:
+                replay = self.learner.extend_replay(replay, rollout)
+        return TrainingState(learner, replay, state.iteration + 1), metrics

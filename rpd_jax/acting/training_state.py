@@ -1,0 +1,62 @@
+"""What a run carries from iteration to iteration, and its way into a checkpoint and back."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from rpd_jax.learning.learner import LearnerState
+from rpd_jax.learning.replay import Replay
+from rpd_jax.run.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingState:
+    """The state between two iterations; all randomness of an iteration follows from the seed and its number.
+
+    Attributes:
+        learner: the student, and Adam's moments.
+        replay: labelled frames, or None where it is off.
+        iteration: iterations done.
+        row: metrics of the last of them, while they are not logged.
+    """
+
+    learner: LearnerState
+    replay: Replay | None
+    iteration: int = 0
+    row: dict[str, float] | None = None
+
+    def save(self, checkpoints: Checkpoints, step: int, success: float | None = None) -> None:
+        """Writes the checkpoint of this iteration; all processes of a run together.
+
+        Args:
+            checkpoints: the run's.
+            step: environment steps so far.
+            success: of the student now, if it was measured.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        progress = {"step": step, "row": self.row, "devices": jax.device_count()}
+        checkpoints.save(self.iteration, self._tree(), progress, success)
+
+    def restored(self, checkpoints: Checkpoints, say: Callable[[str], None]) -> "TrainingState":
+        """The newest checkpoint's state, or this one if there is none.
+
+        Args:
+            checkpoints: the run's; their arrays are shaped as this state's.
+            say: told what the checkpoint could not give.
+        """
+        found = checkpoints.restore(self._tree())
+        if found is None:
+            return self
+        iteration, tree, progress = found
+        replay, devices = tree.get("replay"), progress.get("devices", 1)
+        if replay is not None and devices != jax.device_count():
+            replay = self.replay
+            say(f"The replay starts empty: it was kept by {devices} devices and {jax.device_count()} are here.")
+        return TrainingState(tree["learner"], replay, iteration, progress.get("row"))
+
+    def _tree(self) -> dict:
+        tree = {"learner": self.learner}
+        return tree if self.replay is None else tree | {"replay": self.replay}
