@@ -36,14 +36,14 @@ class Killed(BaseException):
 
 
 class StoppedInItsFirstEvaluation(Trainer):
-    def _evaluate(self, last):
+    def _evaluate(self, last, clock):
         os.kill(os.getpid(), signal.SIGTERM)
-        return super()._evaluate(last)
+        return super()._evaluate(last, clock)
 
 
 class KilledInItsFourthIteration(Trainer):
     def _learn(self, position, clock):
-        if self.iteration == 3:
+        if self.state.iteration == 3:
             raise Killed
         return super()._learn(position, clock)
 
