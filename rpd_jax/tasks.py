@@ -18,6 +18,7 @@ class Task:
         instruction: the sentence that the teacher is given.
         max_episode_steps: control steps (20 Hz) after which an episode is truncated.
         held_out: True if the paper's teachers were not fine-tuned on it.
+        module: imported where environments of the task are made; registers it with ManiSkill. Empty: ManiSkill's own.
         look_at: the point that the task's human camera looks at, metres; ManiSkill keeps the resulting pose only.
     """
 
@@ -25,6 +26,7 @@ class Task:
     instruction: str
     max_episode_steps: int = 50
     held_out: bool = False
+    module: str = ""
     look_at: tuple[float, float, float] = (0.0, 0.0, 0.35)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 
 import gymnasium as gym
 import mani_skill.envs  # noqa: F401  (registers the tasks)
@@ -15,6 +16,7 @@ from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
 from rpd_jax.envs.mesh_detail import reduce_mesh_detail
 from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.errors import UserError
+from rpd_jax.tasks import Task
 
 CONTROL_MODE = "pd_ee_delta_pose"
 CAMERA_NAME = "human_camera"
@@ -149,6 +151,8 @@ def make_task_env(
         UserError: unknown task, reward mode, a value out of range, or no Vulkan device to draw with.
     """
     task = check_task_arguments(env_id, image_size, reward_mode, mesh_detail)
+    if task.module:
+        _register(task)
     _check_renderer()
     env = _task_class(env_id)(
         **REGISTERED_ENVS[env_id].default_kwargs,
@@ -165,6 +169,17 @@ def make_task_env(
         mesh_detail=mesh_detail,
     )
     return TimeLimitWrapper(env, task.max_episode_steps if max_episode_steps is None else max_episode_steps)
+
+
+def _register(task: Task) -> None:
+    try:
+        importlib.import_module(task.module)
+    except ImportError as error:
+        raise UserError(
+            f"{task.module!r}, which {task.env_id} names, cannot be imported ({error}): mend it."
+        ) from error
+    if task.env_id not in REGISTERED_ENVS:
+        raise UserError(f"{task.module!r} does not register {task.env_id} with ManiSkill: mend that package.")
 
 
 @functools.cache

@@ -1,0 +1,126 @@
+"""The walks of docs/extending.md, done as it says: packages in folders of their own, known by their entry points."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+# So that a walk takes seconds: a few frames, steps and episodes instead of a whole run.
+SMALL_RUN = {
+    "total_steps": 32,
+    "env.num_envs": 2,
+    "env.workers": 1,
+    "env.image_size": 40,
+    "env.mesh_detail": 0.07,
+    "student.image_size": 40,
+    "ppo.rollout_steps": 8,
+    "ppo.num_minibatches": 2,
+    "ppo.update_epochs": 1,
+    "distill.replay": 32,
+    "distill.replay_batch": 4,
+    "distill.averaged": 1,
+    "eval.every": 2,
+    "eval.episodes": 2,
+    "eval.final_episodes": 2,
+    "eval.video_episodes": 1,
+    "teacher.eval_episodes": 0,
+}
+SMALLER = {
+    "train.py": [f"--config.{name}={value}" for name, value in SMALL_RUN.items()],
+    "rpd_jax.evaluate": ["--episodes=2", "--num_envs=2", "--image_size=32", "--mesh_detail=0.07"],
+    "rpd_jax.envs.soak": ["--steps=60", "--num_envs=2", "--image_size=16", "--mesh_detail=0.07"],
+}
+
+
+class Walk:
+    """A section of the page: its files in a folder, its entry points as an installation would leave them."""
+
+    def __init__(self, heading, folder):
+        section = re.split(r"^### ", PAGE.split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
+        self.folder = folder
+        for name, text in re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', section, re.MULTILINE | re.DOTALL):
+            (folder / name).write_text(text)
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        metadata = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+        metadata.mkdir()
+        header = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        (metadata / "METADATA").write_text(header)
+        lines = []
+        for group, entries in project["entry-points"].items():
+            lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+        (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        (commands,) = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+        self.commands = [shlex.split(line) for line in commands.replace("\\\n", " ").splitlines()]
+
+    def run(self, number, *more):
+        """Runs a command of the section, made smaller."""
+        python, *words = self.commands[number]
+        assert python == "python"
+        program = words[1] if words[0] == "-m" else words[0]
+        words = [word.replace("--config=", f"--config={self.folder}/") if self.is_own(word) else word for word in words]
+        if program == "train.py":
+            more = [f"--workdir={self.folder / 'run'}", *more]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.folder)])}
+        return subprocess.run(
+            [sys.executable, *words, *SMALLER[program], *more],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+
+    def is_own(self, word):
+        return word.startswith("--config=") and (self.folder / word.partition("=")[2]).is_file()
+
+
+def assert_trained(outcome):
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.strip().splitlines()[-1].startswith("Done. Success: student")
+
+
+@pytest.mark.slow
+def test_a_task(tmp_path):
+    walk = Walk("A task", tmp_path)
+    soaked = walk.run(0)
+    assert soaked.returncode == 0, soaked.stderr
+    assert "NarrowPushCube-v1" in soaked.stdout
+    assert_trained(walk.run(1, "--config.algorithm=ppo"))
+
+
+@pytest.mark.slow
+def test_a_teacher(tmp_path):
+    walk = Walk("A teacher", tmp_path)
+    measured = walk.run(0)
+    assert measured.returncode == 0, measured.stderr
+    assert "PushCube-v1: 0.0% of 2 episodes" in measured.stdout
+    assert_trained(walk.run(1))
+    refused = walk.run(1, "--config.teacher.checkpoint=loud", f"--workdir={tmp_path / 'other'}")
+    assert refused.returncode == 2
+    assert refused.stderr.strip().splitlines()[-1].endswith("is the noise: give a number.")
+
+
+def test_every_walk_is_tested():
+    headings = re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
+    tested = {name.removeprefix("test_").replace("_", " ").capitalize() for name in globals() if "test_a_" in name}
+    assert set(headings) == tested
+
+
+def test_what_nobody_offers_or_cannot_be_loaded_is_one_sentence(tmp_path):
+    walk = Walk("A teacher", tmp_path)
+    (tmp_path / "still_teacher.py").write_text("import a_package_that_is_not_there\n")
+    broken = walk.run(1)
+    assert broken.returncode == 2
+    sentence = broken.stderr.strip().splitlines()[-1]
+    assert "'still' of rpd_jax.teachers cannot be loaded from still-teacher" in sentence
+    assert "a_package_that_is_not_there" in sentence and "Traceback" not in broken.stderr
+    unknown = walk.run(1, "--config.teacher.name=stil")
+    assert unknown.returncode == 2
+    assert "teacher.name='stil' is not one of octo, openvla, still: did you mean 'still'?" in unknown.stderr
