@@ -81,6 +81,8 @@ def check_whole(split: str, shards: list[Shard], folder: Path) -> None:
     Raises:
         UserError: one is missing, too much, or holds another number of records.
     """
+    if not shards:
+        raise UserError(f"{folder / 'dataset_info.json'} lists no file of split {split!r}: the file is damaged.")
     paths = {shard.path for shard in shards}
     missing = [shard.path for shard in shards if not shard.path.is_file()]
     if missing:

@@ -9,12 +9,21 @@ import dataclasses
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from octo_teacher.data.maniskill_files import CAMERA, open_h5, read_json, trajectory_names
+from octo_teacher.data.maniskill_files import (
+    CAMERA,
+    damage_named,
+    open_h5,
+    read_header,
+    read_json,
+    trajectory_names,
+)
+from octo_teacher.demos.whole_files import h5_in_memory, reserve, room_needed, sync, write_whole
 from rpd_jax.errors import UserError
 
 
@@ -70,8 +79,10 @@ class DemoFile:
             CAMERA: camera_info,
             **source,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with room_needed(path, "nothing was recorded"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
+            _finish_merge(path)
             recorded = read_json(path)
             for key in ("env_info", CAMERA):
                 if recorded.get(key) != header[key]:
@@ -80,8 +91,9 @@ class DemoFile:
                         "use the same options or another --output."
                     )
         demos = cls(path, header, _read_entries(path) if path.exists() else [])
-        demos._parts.mkdir(exist_ok=True)
-        demos._adopt_parts()
+        with room_needed(demos._parts, "nothing was changed"):
+            demos._parts.mkdir(exist_ok=True)
+            demos._adopt_parts()
         return demos
 
     def __len__(self) -> int:
@@ -113,35 +125,63 @@ class DemoFile:
             "action_noise": episode.action_noise,
         }
         part = self._parts / f"{index}.h5"
-        with h5py.File(part.with_suffix(".tmp"), "w") as file:
+        with h5_in_memory() as (file, memory):
             group = file.create_group(f"traj_{index}", track_order=True)
             group.attrs["episode"] = json.dumps(entry)
             _write_tree(group, {"obs": {"sensor_data": {CAMERA: {"rgb": episode.rgb}}}})
             _write_tree(group, episode.steps)
             _write_tree(group, {"env_states": episode.env_states})
-        os.replace(part.with_suffix(".tmp"), part)
+        with self._room_needed(part):
+            write_whole(part, memory.getvalue())
         self._entries.append(entry)
 
     def merge(self) -> None:
-        """Moves the parts into the h5 file and writes the json."""
+        """Moves the parts into the h5 file and writes the json.
+
+        The json is ready on the disk before the h5 file gets its name, and gets its own right after it.
+
+        Raises:
+            UserError: there is no room; the parts stay then.
+        """
         parts = [part for part in self._part_files() if int(part.stem) < len(self._entries)]
-        if parts:
-            temporary = self.path.with_suffix(".h5.tmp")
-            if self.path.exists():
-                shutil.copyfile(self.path, temporary)
-            with h5py.File(temporary, "a" if self.path.exists() else "w") as merged:
-                for part in parts:
-                    name = f"traj_{part.stem}"
-                    if name not in merged:
-                        with h5py.File(part, "r") as file:
-                            file.copy(name, merged)
-            os.replace(temporary, self.path)
-        if self._entries:
-            text = json.dumps({**self._header, "commit_info": None, "episodes": self._entries}, indent=2)
-            temporary = self.path.with_suffix(".json.tmp")
-            temporary.write_text(text)
-            os.replace(temporary, self.path.with_suffix(".json"))
+        temporary, json_temporary = self.path.with_suffix(".h5.tmp"), self.path.with_suffix(".json.tmp")
+        try:
+            with self._room_needed(self.path):
+                if parts:
+                    self._merge_parts(parts, temporary)
+                if self._entries:
+                    text = json.dumps({**self._header, "commit_info": None, "episodes": self._entries}, indent=2)
+                    json_temporary.write_text(text)
+                    sync(json_temporary)
+                if parts:
+                    os.replace(temporary, self.path)
+                if self._entries:
+                    os.replace(json_temporary, self.path.with_suffix(".json"))
+        finally:
+            temporary.unlink(missing_ok=True)
+            json_temporary.unlink(missing_ok=True)
         shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _merge_parts(self, parts: list[Path], temporary: Path) -> None:
+        """Writes the h5 file with the parts to `temporary`."""
+        if self.path.exists():
+            shutil.copyfile(self.path, temporary)
+        else:
+            with h5_in_memory() as (_, memory):
+                pass
+            temporary.write_bytes(memory.getvalue())
+        size = temporary.stat().st_size
+        reserve(temporary, size + sum(part.stat().st_size + 2**14 for part in parts) + 2**20)
+        with damage_named(temporary), h5py.File(temporary, "r+") as merged:
+            for part in parts:
+                name = f"traj_{part.stem}"
+                if name not in merged:
+                    with h5py.File(part, "r") as file:
+                        file.copy(name, merged)
+        sync(temporary)
+
+    def _room_needed(self, path: Path) -> AbstractContextManager[None]:
+        return room_needed(path, f"the {len(self._entries)} episodes so far are whole")
 
     def _part_files(self) -> list[Path]:
         return sorted(self._parts.glob("[0-9]*.h5"), key=lambda part: int(part.stem))
@@ -150,18 +190,25 @@ class DemoFile:
         for part in self._part_files():
             index = int(part.stem)
             if index == len(self._entries):
-                with h5py.File(part, "r") as file:
+                with suppress(UserError), open_h5(part) as file, damage_named(part):
                     self._entries.append(json.loads(file[f"traj_{index}"].attrs["episode"]))
-            elif index > len(self._entries):
+            if index >= len(self._entries):  # after one that is missing or broken
                 part.unlink()
 
 
+def _finish_merge(path: Path) -> None:
+    """Gives the json of a first merge its name if a kill came just before that."""
+    waiting = path.with_suffix(".json.tmp")
+    if waiting.exists() and not path.with_suffix(".json").exists():
+        os.replace(waiting, path.with_suffix(".json"))
+
+
 def _read_entries(path: Path) -> list[dict]:
-    with open_h5(path) as file:
+    with open_h5(path) as file, damage_named(path):
         names = trajectory_names(file)
         if all("episode" in file[name].attrs for name in names):
             return [json.loads(file[name].attrs["episode"]) for name in names]
-    return read_json(path)["episodes"]
+    return list(read_header(path).entries.values())
 
 
 def _write_tree(group: h5py.Group, tree: dict) -> None:

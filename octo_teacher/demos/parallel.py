@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,8 +31,13 @@ def in_order(
     count = workers or os.cpu_count() or 1
     numbers, results = context.Queue(), context.Queue()
     processes = [context.Process(target=_work, args=(prepare, numbers, results), daemon=True) for _ in range(count)]
-    for process in processes:
-        process.start()
+    # Ctrl-C reaches the whole group of processes; it is the parent's to act on, and its workers inherit what it blocks.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for process in processes:
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         sent, wanted, early = first, first, {}
         while last is None or wanted <= last:

@@ -6,8 +6,11 @@ the labels stay clean (Laskey et al. 2017, "DART: Noise Injection for Robust Imi
 """
 
 import dataclasses
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -73,7 +76,7 @@ def record(recording: Recording, on_episode: Callable[[int, int, Episode], None]
     if recording.noise < 0:
         raise UserError(f"--noise={recording.noise} is negative: it is a standard deviation in action units.")
     demos = DemoFile.open_for_append(recording.output, _env_info(recording), _camera_info(recording), SOURCE)
-    try:
+    with merged_at_the_end(demos):
         stored = len(demos)
         if stored < recording.episodes:
             first_seed = max(recording.seed, demos.last_seed() + 1)
@@ -87,9 +90,27 @@ def record(recording: Recording, on_episode: Callable[[int, int, Episode], None]
                     on_episode(stored, tried, episode)
                 if stored == recording.episodes:
                     break
-    finally:
-        demos.merge()
     return demos
+
+
+@contextmanager
+def merged_at_the_end(demos: DemoFile) -> Iterator[None]:
+    """Merges the parts of `demos` after the block, however it ends; SIGTERM ends it as Ctrl-C does."""
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if here:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        try:
+            yield
+        finally:
+            demos.merge()
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _env_info(recording: Recording) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 from octo_teacher.data.maniskill_files import open_h5, read_json, trajectory_names
 from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.parallel import in_order
-from octo_teacher.demos.record import to_rgb
+from octo_teacher.demos.record import merged_at_the_end, to_rgb
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import find_task
 
@@ -75,7 +75,7 @@ def render(rendering: Rendering, on_episode: Callable[[int, int], None] | None =
     source = {"source_type": "rendered", "source_desc": f"env_states of {Path(rendering.input).name}"}
     demos = DemoFile.open_for_append(rendering.output, env_info, camera_info, source)
     wanted = names[: rendering.episodes]
-    try:
+    with merged_at_the_end(demos):
         first = len(demos)
         if first < len(wanted):
             drawn = in_order(
@@ -88,8 +88,6 @@ def render(rendering: Rendering, on_episode: Callable[[int, int], None] | None =
                 demos.add(episode)
                 if on_episode:
                     on_episode(len(demos), len(wanted))
-    finally:
-        demos.merge()
     return demos
 
 

@@ -1,6 +1,7 @@
 """Stored demos are those of the source, are made once, and made again when the source changes."""
 
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,31 @@ def test_a_broken_source_leaves_no_store(tmp_path):
         with pytest.raises(UserError, match="cut off in record 1"):
             load_demos(source, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_without_room_nothing_is_left_and_the_same_call_goes_on(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as if the disk was full
+    try:
+        with pytest.raises(UserError, match=r"cannot be written to .*: make space or set config.cache"):
+            load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert len(load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written to .*file/cache \(Not a directory\)"):
+        load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "file" / "cache")
+
+
+def test_a_damaged_store_is_made_again(tmp_path):
+    load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path)
+    (store,) = tmp_path.iterdir()
+    for name, size in {"primary.u8": 100, "actions.npy": 40, "store.json": 9}.items():
+        whole = (store / name).read_bytes()
+        (store / name).write_bytes(whole[:size])
+        demos = load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path)
+        assert (store / name).read_bytes() == whole and len(demos) == 2
 
 
 def test_something_else_is_refused(tmp_path):

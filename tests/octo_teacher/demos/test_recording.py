@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -129,6 +131,112 @@ def test_the_json_is_restored_from_the_h5(tmp_path):
     path.with_suffix(".json").write_text(json.dumps(outdated))
     DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE).merge()
     assert path.with_suffix(".json").read_text() == before
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """No file may grow beyond this, as if the disk was full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_without_room_what_was_whole_stays_whole_and_the_same_command_goes_on(tmp_path):
+    path = tmp_path / "demos.h5"
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
+    demos.add(fake_episode(0))
+    refused = pytest.raises(UserError, match=r"1.h5 cannot be written .*; the 1 episodes so far are whole: make room")
+    with refused, files_of_at_most(4096):
+        demos.add(fake_episode(1))
+    demos.merge()
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
+    demos.add(fake_episode(1))
+    refused = pytest.raises(UserError, match=r"demos.h5 cannot be written .*; the 2 episodes so far are whole")
+    with refused, files_of_at_most(len(before[0]) + 4096):
+        demos.merge()
+    assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["demos.h5", "demos.json", "demos.parts"]
+
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
+    assert len(demos) == 2
+    demos.merge()
+    read = list(read_maniskill(path))
+    for seed, demo in enumerate(read):
+        np.testing.assert_array_equal(demo.actions, fake_episode(seed).steps["actions"])
+        np.testing.assert_array_equal(demo.images["primary"], fake_episode(seed).rgb[:3])
+    assert len(read) == 2 and path.stat().st_size < 2 * len(before[0])
+
+
+def test_a_kill_between_the_two_files_of_a_merge_loses_nothing(tmp_path):
+    path = tmp_path / "demos.h5"
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
+    demos.add(fake_episode(0))
+    demos.merge()
+    path.with_suffix(".json").rename(tmp_path / "demos.json.tmp")
+    assert len(DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)) == 1
+    # an older json: the trajectories say themselves what they are
+    content = json.loads(path.with_suffix(".json").read_text()) | {"episodes": []}
+    path.with_suffix(".json").write_text(json.dumps(content))
+    assert len(list(read_maniskill(path))) == 1
+
+
+def test_a_broken_part_is_recorded_again(tmp_path):
+    path = tmp_path / "demos.h5"
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
+    for seed in range(3):
+        demos.add(fake_episode(seed))
+    part = tmp_path / "demos.parts" / "1.h5"
+    part.write_bytes(part.read_bytes()[:700])
+    again = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
+    assert len(again) == 1 and again.last_seed() == 0
+
+
+RECORDER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from octo_teacher.demos.parallel import in_order
+from octo_teacher.demos.record import merged_at_the_end
+from test_recording import CAMERA_INFO, ENV_INFO, SOURCE, DemoFile, fake_episode
+
+def prepare():
+    return fake_episode
+
+if __name__ == "__main__":
+    demos = DemoFile.open_for_append(Path(sys.argv[1]), ENV_INFO, CAMERA_INFO, SOURCE)
+    try:
+        with merged_at_the_end(demos):
+            for episode in in_order(prepare, 0, workers=2):
+                demos.add(episode)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_recording_keeps_its_episodes_and_leaves_no_trace(tmp_path, number):
+    """SIGINT reaches parent and workers alike, as Ctrl-C in a terminal does."""
+    script, path = tmp_path / "recorder.py", tmp_path / "demos.h5"
+    script.write_text(RECORDER.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, str(script), str(path)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("demos.parts/1.h5")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, words = process.communicate(timeout=120)
+    assert (process.returncode, words) == (130, "")
+    assert len(list(read_maniskill(path))) >= 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["demos.h5", "demos.json", "recorder.py"]
 
 
 @pytest.mark.slow

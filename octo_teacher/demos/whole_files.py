@@ -1,0 +1,68 @@
+"""Files that are written whole or not at all, also where a disk is full or the process is stopped."""
+
+import errno
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+
+from rpd_jax.errors import UserError
+
+
+@contextmanager
+def room_needed(path: Path, kept: str) -> Iterator[None]:
+    """Turns an OSError of the block, which writes `path`, into a UserError; `kept` says what is whole all the same."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path} cannot be written ({reason}); {kept}: make room, and the same command goes on."
+        ) from None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file under another name, and moves it to its own once it is on the disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def h5_in_memory() -> Iterator[tuple[h5py.File, io.BytesIO]]:
+    """An h5 file to write to in memory, and the memory, whole after the block.
+
+    HDF5 must never meet a full disk: where it cannot flush, closing the file ends the process.
+    """
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        yield file, memory
+
+
+def reserve(path: Path, size: int) -> None:
+    """Makes sure that an h5 file can grow to `size` bytes; HDF5 cuts it to what it uses when it closes it.
+
+    Raises:
+        OSError: there is no room.
+    """
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without reservations
+                raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file is on the disk."""
+    with path.open("rb") as file, suppress(OSError):
+        os.fsync(file.fileno())
