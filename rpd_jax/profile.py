@@ -98,7 +98,7 @@ def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
         state = stage.fresh_state(root_key)
         coefficients = stage.coefficients(0)
         labelled = coefficients["distill_coef"] > 0.0
-        position = collect.start(envs, 0)
+        position = collect.start(envs, 0, stage.draws(labelled))
         for iteration in range(1 + iterations):
             if iteration < 2:
                 times, envs.seconds = StageTimes(getattr(envs, "worker_pids", [])), 0.0

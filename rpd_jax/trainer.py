@@ -156,7 +156,8 @@ class Trainer:
         with processes.together():
             if position is None:
                 with clock.stage("simulate+render"):
-                    position = collect.start(stage.envs, episode_seeds(config.seed, "train", iteration))
+                    seed = episode_seeds(config.seed, "train", iteration)
+                    position = collect.start(stage.envs, seed, stage.draws(labelled))
             frames, position, episodes = stage.collect(
                 self.state, position, config.ppo.rollout_steps, keys, labelled, clock, self.stop.check
             )

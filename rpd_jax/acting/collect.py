@@ -18,13 +18,14 @@ _FINAL_VALUE_BATCH = 32
 class Position:
     """Where the environments stand between two rollouts: observations of the next step, and whether they are resets."""
 
-    rgb: jax.Array | np.ndarray  # uint8 [N, H, W, 3]
+    rgb: jax.Array | np.ndarray | None  # uint8 [N, H, W, 3], None where none are drawn
     state: jax.Array | np.ndarray  # float32 [N, D]
     done: np.ndarray  # bool [N]
 
 
-def start(envs: VectorEnv, seed: int) -> Position:
-    """Resets the environments."""
+def start(envs: VectorEnv, seed: int, drawn: bool = True) -> Position:
+    """Resets the environments; `drawn` says whether somebody looks at the frames."""
+    envs.set_drawing(drawn)
     rgb = envs.reset(seed)
     return Position(rgb, envs.state, np.zeros(envs.num_envs, bool))
 
@@ -38,6 +39,7 @@ def rollout(
     key: jax.Array,
     check_stop: Callable[[], None] = lambda: None,
     on_frames: Callable[[jax.Array | np.ndarray], None] | None = None,
+    drawn: bool = True,
 ) -> tuple[Rollout, Position, dict[str, np.ndarray]]:
     """Steps all N environments `num_steps` times with sampled actions.
 
@@ -51,12 +53,15 @@ def rollout(
         check_stop: called once per step; may raise to leave early.
         on_frames: called with each step's frames uint8 [N, H, W, 3], while the environments wait for its return: it
             should only begin what it does.
+        drawn: somebody looks at the frames; if not, none are drawn and the rollout's `rgb` is None.
 
     Returns:
         The rollout without teacher labels; the next position; success, return and length (float32 [K] each) of the K
         episodes that ended.
     """
     on_host = jax.default_backend() == "cpu"
+    if envs.drawing != drawn:
+        position = dataclasses.replace(position, rgb=envs.set_drawing(drawn))
     frames = _FrameBuffer(num_steps)
     columns: dict[str, list] = {
         name: [] for name in ("state", "actions", "logprobs", "values", "rewards", "dones", "valid")
@@ -67,8 +72,9 @@ def rollout(
     for t in range(num_steps):
         check_stop()
         # To an accelerator each frame goes once.
-        rgb = position.rgb if on_host else jnp.asarray(position.rgb)
-        frames.add(rgb)
+        rgb = position.rgb if on_host or not drawn else jnp.asarray(position.rgb)
+        if drawn:
+            frames.add(rgb)
         action, logprob, value = learner.policy_step(params, rgb, position.state, keys[t])
         clipped = jnp.clip(action, -1.0, 1.0)
         if on_frames is not None:
@@ -88,7 +94,8 @@ def rollout(
             columns[name].append(row)
         done = np.asarray(step.terminated) | np.asarray(step.truncated)
         for n in np.flatnonzero(done):
-            finals.append((t, n, np.array(step.final_rgb[n]), np.array(step.final_state[n])))
+            final_rgb = np.array(step.final_rgb[n]) if drawn else None
+            finals.append((t, n, final_rgb, np.array(step.final_state[n])))
             episodes["success"].append(float(step.episode.success[n]))
             episodes["return"].append(float(step.episode.episode_return[n]))
             episodes["length"].append(float(step.episode.length[n]))
@@ -101,7 +108,7 @@ def rollout(
         valid,
     )
     collected = Rollout(
-        rgb=frames.stacked(),
+        rgb=frames.stacked() if drawn else None,
         state=jnp.asarray(np.stack(columns["state"])),
         actions=jnp.stack(columns["actions"]),
         logprobs=jnp.stack(columns["logprobs"]),
@@ -173,7 +180,7 @@ def _final_values(learner: Learner, params: dict, finals: list, shape: tuple[int
     for begin in range(0, len(finals), _FINAL_VALUE_BATCH):
         batch = finals[begin : begin + _FINAL_VALUE_BATCH]
         padding = [batch[-1]] * (_FINAL_VALUE_BATCH - len(batch))
-        rgb = np.stack([item[2] for item in batch + padding])
+        rgb = None if batch[0][2] is None else np.stack([item[2] for item in batch + padding])
         state = np.stack([item[3] for item in batch + padding])
         for (t, n, _, _), value in zip(batch, np.asarray(learner.value(params, rgb, state)), strict=False):
             values[t, n] = value

@@ -26,7 +26,7 @@ def estimate_seconds(stage: Stage, check_stop: Callable[[], None] = lambda: None
     key, num_steps = jax.random.key(0), stage.config.ppo.rollout_steps
     state, keys, coefficients = stage.fresh_state(key), iteration_keys(key, 0), stage.coefficients(0)
     labelled = coefficients["distill_coef"] > 0.0
-    position = collect.start(stage.envs, 0)
+    position = collect.start(stage.envs, 0, stage.draws(labelled))
     for _ in range(2):  # the second pass is the measured one
         clock = StageClock()
         short, position, _ = stage.collect(state, position, _STEPS, keys, labelled, clock, check_stop)

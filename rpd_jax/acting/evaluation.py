@@ -28,6 +28,7 @@ def evaluate_student(
         As `Episodes.summary`.
     """
     config, params = stage.config, stage.learner.local_params(state.learner)
+    stage.envs.set_drawing(stage.learner.network.sees_frames or (last and config.eval.video_episodes > 0))
     episodes = run_episodes(
         stage.envs,
         lambda rgb, state, key: stage.learner.mean_action(params, rgb, state),
@@ -61,6 +62,7 @@ def measure_teacher(
         return json.loads(path.read_text())
     if stage.labeller is None or not config.teacher.eval_episodes:
         return None
+    stage.envs.set_drawing(True)
     say(f"Measuring the teacher over {config.teacher.eval_episodes} episodes.")
     episodes = run_episodes(
         stage.envs,

@@ -19,6 +19,7 @@ def measure_policy(
     seed: int,
     env_config: ConfigDict,
     *,
+    sees_frames: bool = True,
     video: Path | None = None,
     on_step: Callable[[int], None] = lambda finished: None,
 ) -> dict[str, float | str | bool]:
@@ -31,6 +32,7 @@ def measure_policy(
         seed: of the initial states and of the samples.
         env_config: `num_envs, image_size, mesh_detail` and whatever else `make_vector_env` reads; task and rewards are
             filled in.
+        sees_frames: False where the policy looks at the state alone; nothing is drawn then but for a video.
         video: mp4 to write, a grid of the first episodes.
         on_step: called after each step with the number of episodes that have ended.
 
@@ -43,6 +45,7 @@ def measure_policy(
     env_config.reward_mode = "normalized_dense"
     env_config.num_envs = min(env_config.num_envs, num_episodes)
     with make_vector_env(env_config) as envs:
+        envs.set_drawing(sees_frames or video is not None)
         episodes = run_episodes(
             envs,
             act,

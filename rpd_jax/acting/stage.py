@@ -79,9 +79,14 @@ class Stage:
 
     def fresh_state(self, key: jax.Array) -> TrainingState:
         """A new student, and an empty replay; resets the environments, for the shapes of what they show."""
+        self.envs.set_drawing(self.learner.network.sees_frames)
         rgb = self.envs.reset(0)
         learner = self.learner.init(key, rgb, self.envs.state)
         return TrainingState(learner, self.learner.create_replay(self.envs.action_dim, self.envs.state_dim))
+
+    def draws(self, labelled: bool) -> bool:
+        """True if somebody looks at the frames of a rollout: the student, or the teacher who labels them."""
+        return self.learner.network.sees_frames or (labelled and self.labeller is not None)
 
     def coefficients(self, step: int) -> dict[str, float]:
         """What an update after `step` environment steps weighs its terms with, and its learning rate."""
@@ -128,6 +133,7 @@ class Stage:
                 processes.own_key(keys.policy),
                 check_stop,
                 on_frames,
+                self.draws(labelled),
             )
             jax.block_until_ready(rollout)
         with clock.stage("label"):

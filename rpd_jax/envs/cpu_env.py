@@ -82,7 +82,7 @@ class CpuVectorEnv:
         self._seeds: list[int] = []
         self._episodes = np.zeros(num_envs, int)  # ended since the last reset
         self._valid = np.ones(num_envs, bool)
-        self._drawing = True
+        self.drawing = True
         self._memory = create_memory()
         self._workers: list[_WorkerProcess] = []
         self._closed = False
@@ -109,8 +109,8 @@ class CpuVectorEnv:
 
     def set_drawing(self, on: bool) -> np.ndarray | None:
         """Draws frames from now on, or none; returns those of this moment, uint8 [N, H, W, 3], or None."""
-        if on != self._drawing:
-            self._drawing = on
+        if on != self.drawing:
+            self.drawing = on
             self._tell_drawing(self._workers)
         return self._frames(self._arrays.rgb)
 
@@ -231,16 +231,16 @@ class CpuVectorEnv:
         if replacements:
             self._make(replacements)
             self._attach(replacements)
-            if not self._drawing:
+            if not self.drawing:
                 self._tell_drawing(replacements)
         return replacements
 
     def _tell_drawing(self, workers: list[_WorkerProcess]) -> None:
-        self._send(workers, "set_drawing", on=self._drawing)
+        self._send(workers, "set_drawing", on=self.drawing)
         self._answers(workers, self.step_timeout)
 
     def _frames(self, shared: np.ndarray) -> np.ndarray | None:
-        return shared.copy() if self._drawing else None
+        return shared.copy() if self.drawing else None
 
     def _send(self, workers: list[_WorkerProcess], action: str, **arguments) -> None:
         if self._closed:

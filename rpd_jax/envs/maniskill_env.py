@@ -46,6 +46,7 @@ class ManiSkillEnv:
         self.num_envs = num_envs
         self.image_size = task_args["image_size"]
         self.max_episode_steps = max_episode_steps
+        self.drawing = True
         self._closed = False
         task_args = {**task_args, "camera": CameraChange(**task_args["camera"])}
         env = make_task_env(num_envs=num_envs, sim_backend=sim_backend, render_backend=render_backend, **task_args)
@@ -62,6 +63,7 @@ class ManiSkillEnv:
 
     def set_drawing(self, on: bool) -> jax.Array | None:
         """Draws frames from now on, or none; returns those of this moment, uint8 [N, H, W, 3], or None."""
+        self.drawing = on
         rgb, self._state = _observed(set_drawing(self._env, on))
         return rgb
 

@@ -69,6 +69,7 @@ class VectorEnv(Protocol):
         action_dim: 7: translation, rotation and gripper.
         state_dim: D.
         max_episode_steps: control steps until truncation.
+        drawing: frames are drawn, as at the beginning; see `set_drawing`.
     """
 
     num_envs: int
@@ -76,13 +77,14 @@ class VectorEnv(Protocol):
     action_dim: int
     state_dim: int
     max_episode_steps: int
+    drawing: bool
 
     @property
     def state(self) -> Array:
         """float32 [N, D], privileged state that belongs to the latest frames."""
 
     def set_drawing(self, on: bool) -> Array | None:
-        """Draws frames from now on, as at the beginning, or none: drawing takes most of a step's time.
+        """Draws frames from now on, or none: drawing takes most of a step's time.
 
         What happens is the same either way, bit for bit on the CPU backend.
 

@@ -103,6 +103,7 @@ def main() -> None:
                 _EPISODES.value,
                 _SEED.value,
                 env_config,
+                sees_frames=policy.sees_frames,
                 video=output / f"{task.env_id}.mp4" if output else None,
                 on_step=lambda finished, done=index: progress.update(
                     bar, completed=done * _EPISODES.value + min(finished, _EPISODES.value)

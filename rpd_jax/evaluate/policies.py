@@ -30,6 +30,7 @@ class Policy:
         actions: a sentence on which actions are executed.
         env: `config.env` of its frames: image_size, mesh_detail, camera.
         task: that it was trained on, or None.
+        sees_frames: False where it looks at the state alone.
         close: releases it.
     """
 
@@ -38,6 +39,7 @@ class Policy:
     actions: str
     env: ConfigDict
     task: str | None = None
+    sees_frames: bool = True
     close: Callable[[], None] = lambda: None
 
 
@@ -74,6 +76,7 @@ def run_policy(run: str, checkpoint: int | None = None) -> Policy:
         actions=_MEAN,
         env=student.config.env,
         task=student.config.env.task,
+        sees_frames=student.network.sees_frames,
     )
 
 
@@ -88,4 +91,5 @@ def exported_policy(folder: str) -> Policy:
         actions=_MEAN,
         env=ConfigDict({name: description[name] for name in names}),
         task=description["task"],
+        sees_frames="rgb" in description["inputs"],
     )

@@ -1,0 +1,83 @@
+"""A stage draws frames for a student that sees them, for labels and for videos, and for nobody else."""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from rpd_jax import settings
+from rpd_jax.acting import collect
+from rpd_jax.acting.evaluation import evaluate_student
+from rpd_jax.acting.stage import Stage, iteration_keys
+from rpd_jax.run.metrics import StageClock
+
+KEY = jax.random.key(0)
+STEPS = 4
+
+
+def config(**overrides):
+    config = default.get_config()
+    config.student.observation = "state"
+    config.profile = "cpu_state"
+    config.env.update(num_envs=2, workers=1, image_size=16, mesh_detail=0.07)
+    config.ppo.update(rollout_steps=STEPS, num_minibatches=2)
+    config.eval.update(episodes=2, final_episodes=2, video_episodes=0)
+    config.distill.averaged = 1
+    config.update_from_flattened_dict(overrides)
+    return settings.resolve(config)
+
+
+@pytest.fixture(scope="module")
+def blind():
+    """PPO on the state: nobody looks."""
+    with contextlib.ExitStack() as stack:
+        yield Stage.open(config(algorithm="ppo"), stack)
+
+
+def test_ppo_on_the_state_draws_nothing_and_acts_the_same(blind):
+    state, keys = blind.fresh_state(KEY), iteration_keys(KEY, 0)
+    assert not blind.envs.drawing
+    rollouts = []
+    for drawn in (True, False):
+        position = collect.start(blind.envs, 7, drawn)
+        params = blind.learner.local_params(state.learner)
+        rollout, after, _ = collect.rollout(
+            blind.envs, blind.learner, params, position, STEPS, keys.policy, drawn=drawn
+        )
+        assert (rollout.rgb is not None) == (position.rgb is not None) == (after.rgb is not None) == drawn
+        rollouts.append(rollout.replace(rgb=None))
+    jax.tree.map(np.testing.assert_array_equal, *rollouts)
+    # As the loop does it, labels or none: there is no teacher to look.
+    for labelled in (True, False):
+        rollout, _, _ = blind.collect(state, position, STEPS, keys, labelled, StageClock())
+        assert rollout.rgb is None
+
+
+def test_an_evaluation_draws_for_its_video_alone(blind, tmp_path):
+    state = blind.fresh_state(KEY)
+    evaluate_student(blind, state, True, tmp_path, lambda: None)
+    assert not blind.envs.drawing and not (tmp_path / "videos").exists()
+    filming = dataclasses.replace(blind, config=blind.config.copy_and_resolve_references())
+    filming.config.eval.video_episodes = 1
+    evaluate_student(filming, state, False, tmp_path, lambda: None)
+    assert not blind.envs.drawing
+    evaluate_student(filming, state, True, tmp_path, lambda: None)
+    assert blind.envs.drawing and (tmp_path / "videos" / "student.png").exists()
+
+
+@pytest.mark.slow
+def test_labels_are_drawn_for_and_no_longer_where_nothing_weighs_them():
+    with contextlib.ExitStack() as stack:
+        stage = Stage.open(config(), stack)
+        state, keys = stage.fresh_state(KEY), iteration_keys(KEY, 0)
+        position = collect.start(stage.envs, 7, stage.draws(True))
+        rollout, position, _ = stage.collect(state, position, STEPS, keys, True, StageClock())
+        assert rollout.rgb is not None and rollout.teacher_actions is not None
+        rollout, position, _ = stage.collect(state, position, STEPS, keys, False, StageClock())
+        assert rollout.rgb is None and rollout.teacher_actions is None
+        # And on again in the middle of an episode.
+        rollout, _, _ = stage.collect(state, position, STEPS, keys, True, StageClock())
+        assert rollout.rgb is not None and rollout.rgb[0].std() > 0
