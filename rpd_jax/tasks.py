@@ -45,6 +45,11 @@ TASKS: dict[str, Task] = {
 }
 
 
+def task_names() -> tuple[str, ...]:
+    """The tasks that there are, here and in packages."""
+    return (*TASKS, *registry.names(GROUP))
+
+
 def find_task(env_id: str) -> Task:
     """Returns the task registered under `env_id`, here or by a package (an entry point of `rpd_jax.tasks`).
 
@@ -53,7 +58,7 @@ def find_task(env_id: str) -> Task:
     """
     if env_id in TASKS:
         return TASKS[env_id]
-    names = (*TASKS, *registry.names(GROUP))
+    names = task_names()
     if env_id not in names:
         nearest = difflib.get_close_matches(env_id, names, n=1, cutoff=0.0)[0]
         raise UserError(f"env.task={env_id!r} is not one of the tasks {', '.join(names)}: did you mean {nearest!r}?")

@@ -22,7 +22,7 @@ from octo_teacher.data.maniskill_files import (
 )
 from octo_teacher.data.splits import chosen, select
 from rpd_jax.errors import UserError
-from rpd_jax.tasks import TASKS
+from rpd_jax.tasks import find_task, task_names
 
 # Translations alone, in the same units and bounds: the target of pd_ee_delta_pose without a rotation
 # (mani_skill/agents/controllers/pd_ee_pose.py, compute_target_pose).
@@ -113,13 +113,13 @@ def convert_control_mode(actions: np.ndarray, mode: str | None, where: str) -> n
 
 
 def _instruction(header: Header, given: str, tally: Tally) -> str:
-    if header.env_id in TASKS:
-        return TASKS[header.env_id].instruction
+    if header.env_id in task_names():
+        return find_task(header.env_id).instruction
     if given.strip() or tally.looking:
         return given
     raise UserError(
-        f"{header.path}: its task {header.env_id!r} has no instruction here, only {', '.join(TASKS)}: say what the "
-        "robot was told with config.instruction."
+        f"{header.path}: its task {header.env_id!r} has no instruction here, only {', '.join(task_names())}: say what "
+        "the robot was told with config.instruction."
     )
 
 

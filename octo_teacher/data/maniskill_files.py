@@ -12,7 +12,7 @@ import numpy as np
 
 from octo_teacher.data.metadata import field, objects, parse_object, read_object
 from rpd_jax.errors import UserError
-from rpd_jax.tasks import TASKS
+from rpd_jax.tasks import find_task, task_names
 
 CAMERA = "human_camera"
 _MEND = "it is not a ManiSkill demo file"
@@ -77,8 +77,8 @@ def read_header(path: Path) -> Header:
     env_info = field(content, "env_info", dict, json_path, mend=_MEND)
     env_id = field(env_info, "env_id", str, json_path, mend=_MEND)
     limit = field(env_info, "max_episode_steps", int, json_path, None, _MEND)
-    if limit is None and env_id in TASKS:
-        limit = TASKS[env_id].max_episode_steps
+    if limit is None and env_id in task_names():
+        limit = find_task(env_id).max_episode_steps
     kwargs = field(env_info, "env_kwargs", dict, json_path, {}, _MEND)
     entries = {}
     for entry in objects(field(content, "episodes", list, json_path, mend=_MEND), f"{json_path}: episodes"):

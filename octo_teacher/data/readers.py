@@ -8,7 +8,7 @@ from octo_teacher.data.episodes import Demo
 from octo_teacher.data.left_out import Reason, Tally
 from octo_teacher.data.lerobot import lerobot_meaning, read_lerobot
 from octo_teacher.data.maniskill import maniskill_meaning, read_maniskill
-from octo_teacher.data.rlds import find_rlds, read_rlds, rlds_meaning
+from octo_teacher.data.rlds import find_rlds, read_rlds, rlds_meaning, several, versions_below
 from rpd_jax.errors import UserError
 
 
@@ -25,10 +25,15 @@ def format_of(path: Path) -> str:
         raise UserError(f"The demos {path} do not exist: record some with 'python -m octo_teacher.demos record'.")
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
-    if path.is_dir():
-        if find_rlds(path) is not None:
-            return "rlds"
-        _refuse_several(path)
+    if (path / "features.json").is_file():
+        return "rlds"
+    below = [*versions_below(path), *_others_below(path)]
+    if len(below) > 1:
+        raise several(path, below)
+    if below and find_rlds(path) is not None:
+        return "rlds"
+    if below:
+        raise UserError(f"{path} is no dataset, but {str(below[0])!r} in it is: name that.")
     raise UserError(
         f"{path} is none of the known kinds of demos: an h5 file of ManiSkill, a folder with features.json (RLDS), "
         "a folder with meta/info.json (LeRobot)."
@@ -83,10 +88,7 @@ def source_files(path: Path) -> list[Path]:
     return [file for file in (path, path.with_suffix(".json")) if file.exists()]
 
 
-def _refuse_several(path: Path) -> None:
-    """Raises UserError with the datasets that lie below a folder that is none itself."""
-    below = {file.parents[1] for pattern in ("*", "*/*") for file in path.glob(f"{pattern}/meta/info.json")}
-    below |= {file for pattern in ("*.h5", "*/*.h5", "*/*/*.h5") for file in path.glob(pattern)}
-    if below:
-        names = ", ".join(sorted(repr(str(one.relative_to(path))) for one in below)[:20])
-        raise UserError(f"{path} is no dataset but holds {len(below)}: name one of {names}, or several, with commas.")
+def _others_below(path: Path) -> list[Path]:
+    """The LeRobot datasets and h5 files below a folder."""
+    lerobot = [file.parents[1] for pattern in ("*", "*/*") for file in path.glob(f"{pattern}/meta/info.json")]
+    return lerobot + [file for pattern in ("*", "*/*", "*/*/*") for file in path.glob(f"{pattern}.h5")]

@@ -6,7 +6,7 @@ core/example_serializer.py).
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,29 @@ def find_rlds(path: Path) -> Path | None:
     """
     if (path / "features.json").is_file():
         return path
-    found = [
-        file.parent for depth in range(1, _DEPTH + 1) for file in path.glob("/".join(["*"] * depth + ["features.json"]))
-    ]
-    # A dataset, or one configuration of it, is a folder of versions.
-    versions: dict[Path, list[Path]] = {}
-    for folder in found:
-        versioned = re.fullmatch(r"\d{1,9}\.\d{1,9}\.\d{1,9}", folder.name)
-        versions.setdefault(folder.parent if versioned else folder, []).append(folder)
+    versions = versions_below(path)
     if len(versions) > 1:
-        names = ", ".join(sorted(repr(str(folder.relative_to(path))) for folder in versions))
-        raise UserError(f"{path} holds {len(versions)} datasets: name one of {names}, or several, separated by commas.")
+        raise several(path, versions)
     folders = next(iter(versions.values()), [])
     return max(folders, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.name)], default=None)
+
+
+def versions_below(path: Path) -> dict[Path, list[Path]]:
+    """The folders with features.json below `path` by dataset: a dataset, or its configuration, is a folder of them."""
+    versions: dict[Path, list[Path]] = {}
+    for depth in range(1, _DEPTH + 1):
+        for file in path.glob("/".join(["*"] * depth + ["features.json"])):
+            versioned = re.fullmatch(r"\d{1,9}\.\d{1,9}\.\d{1,9}", file.parent.name)
+            versions.setdefault(file.parents[1] if versioned else file.parent, []).append(file.parent)
+    return versions
+
+
+def several(path: Path, datasets: Iterable[Path]) -> UserError:
+    """The refusal of a folder that holds several datasets."""
+    names = sorted(repr(str(dataset.relative_to(path))) for dataset in datasets)
+    return UserError(
+        f"{path} holds {len(names)} datasets: name one of {', '.join(names)}, or several, separated by commas."
+    )
 
 
 def read_rlds(

@@ -39,11 +39,13 @@ def select(spec: str, shards: Mapping[str, Sequence[int]], source: Path, tally: 
     """
     spans = [span for part in spec.split("+") for span in _parse(part.strip(), spec, shards, source)]
     total = sum(sum(lengths) for lengths in shards.values())
-    taken = {(span.split, index) for span in spans for index in range(span.first, span.last)}
+    taken = _count(spans)
     if total and not taken:
         raise UserError(f"{source}: config.split={spec!r} holds none of {total} episodes: {_have(shards)}.")
-    if len(taken) < total:
-        tally.says(f"{source}: config.split={spec!r} takes {len(taken)} of {total} episodes: {_have(shards)}.")
+    if tally.looking and len(shards) > 1:
+        tally.says(f"{source}: {_have(shards)}; training takes config.split, which is 'train' unless it is set.")
+    if taken < total:
+        tally.says(f"{source}: config.split={spec!r} takes {taken} of {total} episodes: {_have(shards)}.")
     return spans
 
 
@@ -52,6 +54,17 @@ def chosen(spans: Sequence[Span], shards: Mapping[str, Sequence[int]]) -> Iterat
     starts = dict(zip(shards, accumulate((sum(lengths) for lengths in shards.values()), initial=0), strict=False))
     for span in spans:
         yield from range(starts[span.split] + span.first, starts[span.split] + span.last)
+
+
+def _count(spans: Sequence[Span]) -> int:
+    """How many different episodes are in spans, which may overlap."""
+    count, split, at = 0, None, 0
+    for span in sorted(spans):
+        if span.split != split:
+            split, at = span.split, 0
+        count += max(0, span.last - max(span.first, at))
+        at = max(at, span.last)
+    return count
 
 
 def _parse(part: str, spec: str, shards: Mapping[str, Sequence[int]], source: Path) -> list[Span]:
@@ -120,4 +133,4 @@ def _malformed(spec: str) -> UserError:
 
 
 def _have(shards: Mapping[str, Sequence[int]]) -> str:
-    return "there are " + (", ".join(f"{name} ({sum(lengths)})" for name, lengths in shards.items()) or "none")
+    return "its splits are " + (", ".join(f"{name} ({sum(lengths)})" for name, lengths in shards.items()) or "none")

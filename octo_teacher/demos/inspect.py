@@ -35,11 +35,11 @@ def inspect_file(path: Path, plot: Path | None = None, camera: str = "") -> Path
     path = Path(path)
     kind = format_of(path)
     facts = {"format": kind}
-    success = None
+    success, listed = None, 0
     if kind == "maniskill":
         header = read_header(path)
         entries = header.entries.values()
-        success = [entry["success"] for entry in entries if "success" in entry]
+        success, listed = [bool(entry["success"]) for entry in entries if "success" in entry], len(entries)
         facts |= {
             "task": header.env_id,
             "limit of steps": str(header.limit or "unknown"),
@@ -48,11 +48,14 @@ def inspect_file(path: Path, plot: Path | None = None, camera: str = "") -> Path
             ),
         }
     notes: list[str] = []
-    demos, strip, shape = _read(path, camera, notes)
+    try:
+        demos, strip, shape = _read(path, camera, notes)
+    except UserError as error:
+        raise UserError(str(error).replace("config.cameras", "--camera")) from None  # what this command has instead
     meaning = action_meaning(path)
     lengths = np.array([len(demo.actions) for demo in demos])
     told = sorted({demo.instruction for demo in demos if demo.instruction.strip()})
-    counts = f"{len(demos)}, {sum(success)} successful" if success else f"{len(demos)}, success not stored"
+    counts = f"{listed or len(demos)}, {sum(success)} successful" if success else f"{len(demos)}, success not stored"
     facts |= {
         "instructions": "; ".join(told[:8])
         + (f" and {len(told) - 8} more" if len(told) > 8 else "" if told else "none"),

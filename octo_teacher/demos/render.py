@@ -5,6 +5,8 @@ can be drawn, from any camera.
 """
 
 import dataclasses
+import json
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,14 +16,26 @@ from typing import Any
 import h5py
 import numpy as np
 
-from octo_teacher.data.maniskill_files import open_h5, read_json, trajectory_names
+from octo_teacher.data.actions import CONTROL_MODE, checked_actions
+from octo_teacher.data.maniskill import convert_control_mode
+from octo_teacher.data.maniskill_files import (
+    Header,
+    check_belonging,
+    check_storage,
+    damage_named,
+    number_of,
+    open_h5,
+    read_header,
+    trajectory_names,
+)
+from octo_teacher.data.metadata import field
 from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.parallel import in_order
 from octo_teacher.demos.record import merged_at_the_end, to_rgb
 from rpd_jax.errors import UserError
-from rpd_jax.tasks import find_task
+from rpd_jax.tasks import task_names
 
-CONTROL_MODE = "pd_ee_delta_pose"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +66,17 @@ class Rendering:
     workers: int | None = None
 
 
-def render(rendering: Rendering, on_episode: Callable[[int, int], None] | None = None) -> DemoFile:
+def render(
+    rendering: Rendering,
+    on_episode: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] = _LOG.warning,
+) -> DemoFile:
     """Draws the episodes that `rendering.output` lacks, and returns it; a rendering that was killed continues.
 
     Args:
         rendering: what to draw.
         on_episode: called after each episode with (stored in the file, wanted).
+        on_note: called with each line on what is not drawn.
 
     Raises:
         UserError: missing or malformed input, another control mode, values out of range, or an output that was made
@@ -67,7 +86,7 @@ def render(rendering: Rendering, on_episode: Callable[[int, int], None] | None =
         raise UserError(f"--episodes={rendering.episodes} is not a positive number of episodes.")
     if Path(rendering.input).absolute() == Path(rendering.output).absolute():
         raise UserError("--output is the input: choose another file.")
-    env_info, names, entries = _find_episodes(rendering)
+    env_info, names, header = _find_episodes(rendering, on_note)
     camera_info = {"image_size": rendering.image_size, "mesh_detail": rendering.mesh_detail}
     changes = {name: getattr(rendering, name) for name in ("eye_offset", "target_offset", "fov")}
     camera_info |= {name: value for name, value in changes.items() if value not in (None, (0.0, 0.0, 0.0))}
@@ -79,7 +98,7 @@ def render(rendering: Rendering, on_episode: Callable[[int, int], None] | None =
         first = len(demos)
         if first < len(wanted):
             drawn = in_order(
-                partial(_renderer, rendering, env_info["env_id"], wanted, entries),
+                partial(_renderer, rendering, wanted, header),
                 first,
                 len(wanted) - 1,
                 rendering.workers,
@@ -91,46 +110,56 @@ def render(rendering: Rendering, on_episode: Callable[[int, int], None] | None =
     return demos
 
 
-def _find_episodes(rendering: Rendering) -> tuple[dict, list[str], dict[str, dict]]:
-    """The json's env_info, names of the trajectories to draw, and the json's entry of each."""
+def _find_episodes(rendering: Rendering, on_note: Callable[[str], None]) -> tuple[dict, list[str], Header]:
+    """The json's env_info as it will be written, names of the trajectories to draw, and all that the json says."""
     path = Path(rendering.input)
-    header = read_json(path)
-    json_path = path.with_suffix(".json")
-    try:
-        env_info = dict(header["env_info"])
-        task = find_task(env_info["env_id"])
-        entries = {f"traj_{entry['episode_id']}": entry for entry in header["episodes"]}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{json_path} lacks the key {error}: it is not a ManiSkill demo file.") from None
-    limit = env_info.setdefault("max_episode_steps", task.max_episode_steps)
-    env_info.setdefault("env_kwargs", {}).setdefault("control_mode", CONTROL_MODE)
-    chosen = []
+    header = read_header(path)
+    if header.env_id not in task_names():
+        raise UserError(f"{header.path}: its task {header.env_id!r} is not one of {', '.join(task_names())}.")
+    env_info = json.loads(json.dumps(header.env_info))
+    limit = env_info["max_episode_steps"] = header.limit
+    env_info["env_kwargs"] = (env_info.get("env_kwargs") or {}) | {"control_mode": CONTROL_MODE}
+    chosen, failed, overlong, empty = [], [], [], []
     with open_h5(path) as file:
-        for name in trajectory_names(file):
-            if name not in entries:
-                raise UserError(f"{json_path} has no entry for {name}: it does not belong to {path.name}.")
-            mode = entries[name].get("control_mode", env_info["env_kwargs"]["control_mode"])
-            if mode != CONTROL_MODE:
-                raise UserError(
-                    f"{path}: {name} has control_mode {mode!r}; Octo is trained on {CONTROL_MODE!r}: convert it with "
-                    "mani_skill.trajectory.replay_trajectory first."
-                )
-            steps = len(_dataset(file[name], "actions", path))
-            if rendering.keep_failures or (entries[name].get("success", True) and steps <= limit):
-                chosen.append(name)
+        with damage_named(path):
+            header = check_belonging(path, header, file)
+            names = trajectory_names(file)
+        for name in names:
+            with damage_named(path, name):
+                actions = _dataset(file[name], "actions", path)
+                if actions.ndim != 2:
+                    raise UserError(f"{path}: {name}/actions has shape {actions.shape}, not [steps, numbers].")
+                if not len(actions):
+                    empty.append(name)
+                    continue
+                convert_control_mode(actions[:1], header.control_mode_of(number_of(name)), f"{path}: {name}")
+            if not header.entries[number_of(name)].get("success", True):
+                failed.append(name)
+            elif len(actions) > limit:
+                overlong.append(name)
+            chosen.append(name)
+    left_out = set() if rendering.keep_failures else {*failed, *overlong}
+    chosen = [name for name in chosen if name not in left_out]
     if not chosen:
         raise UserError(f"{path} holds no successful episode within {limit} steps: see --keep-failures.")
-    return env_info, chosen, entries
+    if left_out:
+        on_note(
+            f"{path}: {len(left_out)} of {len(names)} episodes are not drawn, {len(failed)} failed and {len(overlong)} "
+            f"longer than {limit} steps ({', '.join(sorted(left_out, key=number_of)[:5])}): --keep-failures draws them."
+        )
+    if empty:
+        on_note(
+            f"{path}: {len(empty)} of {len(names)} episodes have no step, so are not drawn ({', '.join(empty[:5])})."
+        )
+    return env_info, chosen, header
 
 
-def _renderer(
-    rendering: Rendering, env_id: str, names: list[str], entries: dict[str, dict]
-) -> Callable[[int], Episode]:
+def _renderer(rendering: Rendering, names: list[str], header: Header) -> Callable[[int], Episode]:
     """Makes the environment and returns number in `names` -> drawn episode; called in a worker process."""
     from rpd_jax.envs.camera_task import CameraChange, make_task_env
 
     env = make_task_env(
-        env_id,
+        header.env_id,
         rendering.image_size,
         mesh_detail=rendering.mesh_detail,
         camera=CameraChange(rendering.eye_offset, rendering.target_offset, rendering.fov),
@@ -138,18 +167,18 @@ def _renderer(
     )
 
     def draw(number: int) -> Episode:
-        with open_h5(rendering.input) as file:
-            return draw_episode(env, file[names[number]], entries[names[number]], Path(rendering.input))
+        with open_h5(rendering.input) as file, damage_named(Path(rendering.input), names[number]):
+            return draw_episode(env, file[names[number]], header, Path(rendering.input))
 
     return draw
 
 
-def draw_episode(env, group: h5py.Group, entry: dict, path: Path) -> Episode:
+def draw_episode(env, group: h5py.Group, header: Header, path: Path) -> Episode:
     """Looks at every state of a trajectory in an environment of `make_task_env` (num_envs=1).
 
     Args:
         group: a trajectory of T actions with env_states of T + 1 states.
-        entry: its entry in the json, for the reset seed.
+        header: what its json says of its reset seed and control mode.
         path: its file, for messages.
     """
     import torch
@@ -157,8 +186,11 @@ def draw_episode(env, group: h5py.Group, entry: dict, path: Path) -> Episode:
     from rpd_jax.envs.camera_task import frames
 
     started = time.perf_counter()
-    seed = int(entry.get("episode_seed") or 0)
-    actions = _dataset(group, "actions", path)[:].astype(np.float32)
+    name = group.name.lstrip("/")
+    entry, where = header.entries[number_of(name)], f"{path}: {name}"
+    seed = entry.get("episode_seed") or 0
+    actions = checked_actions(_dataset(group, "actions", path)[:], where)
+    actions = convert_control_mode(actions, header.control_mode_of(number_of(name)), where)
     # The seed decides what is no state, such as sizes and colours of objects.
     env.reset(seed=seed, options={"reconfigure": True})
     states = _read_states(env.unwrapped.get_state_dict(), group, len(actions) + 1, path)
@@ -173,7 +205,7 @@ def draw_episode(env, group: h5py.Group, entry: dict, path: Path) -> Episode:
     return Episode(
         seed=seed,
         success=bool(entry.get("success", True)),
-        action_noise=float(entry.get("action_noise", 0.0)),
+        action_noise=float(field(entry, "action_noise", float, header.path, 0.0)),
         seconds=time.perf_counter() - started,
         rgb=np.stack(images),
         env_states=states,
@@ -189,6 +221,12 @@ def _read_states(wanted: dict, group: h5py.Group, count: int, path: Path) -> dic
         for name, now in things.items():
             key = f"env_states/{kind}/{name}"
             values = _dataset(group, key, path)[:].astype(np.float32)
+            if not np.isfinite(values).all():
+                step, number = np.argwhere(~np.isfinite(values.reshape(len(values), -1)))[0]
+                raise UserError(
+                    f"{path}: {group.name.lstrip('/')}/{key} is not finite at step {step}, number {number}: mend this "
+                    "episode or leave it out."
+                )
             if values.shape != (count, now.shape[-1]):
                 raise UserError(
                     f"{path}: {group.name.lstrip('/')}/{key} has shape {values.shape}, not {(count, now.shape[-1])}."
@@ -205,4 +243,5 @@ def _dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
     dataset = group.get(key)
     if not isinstance(dataset, h5py.Dataset):
         raise UserError(f"{path} lacks {group.name.lstrip('/')}/{key}: it holds no demos with simulator states.")
+    check_storage(dataset, f"{path}: {group.name.lstrip('/')}/{key}")
     return dataset

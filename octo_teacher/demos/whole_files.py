@@ -18,9 +18,10 @@ def room_needed(path: Path, kept: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "make room" if full else "make it writable"
         raise UserError(
-            f"{path} cannot be written ({reason}); {kept}: make room, and the same command goes on."
+            f"{path} cannot be written ({error.strerror or error}); {kept}: {mend}, and the same command goes on."
         ) from None
 
 

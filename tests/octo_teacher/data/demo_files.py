@@ -49,7 +49,7 @@ def episode(actions, *, text="push the cube", more=None):
     """The features of one record: T steps of a grey image."""
     actions = np.asarray(actions, np.float32)
     features = {
-        "steps/observation/image": [png(10 * step) for step in range(len(actions))],
+        "steps/observation/image": [png(10 * step % 256) for step in range(len(actions))],
         "steps/action": actions,
         "steps/language_instruction": [text.encode()] * len(actions),
     }
@@ -132,7 +132,7 @@ def lerobot_rows(index, actions, task, frames=True):
         "task_index": [task] * len(actions),
     }
     if frames:
-        rows[HAND] = [{"bytes": png(10 * step), "path": None} for step in range(len(actions))]
+        rows[HAND] = [{"bytes": png(10 * step % 256), "path": None} for step in range(len(actions))]
     return rows
 
 
@@ -200,5 +200,5 @@ def _write_v3(folder, tables, tasks, actions, video):
 
 def write_video(path, count):
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = [np.full((16, 16, 3), 10 * step, np.uint8) for step in range(count)]
+    frames = [np.full((16, 16, 3), 10 * step % 256, np.uint8) for step in range(count)]
     imageio.mimwrite(path, frames, fps=10, codec="libx264", macro_block_size=1, output_params=["-qp", "0"])

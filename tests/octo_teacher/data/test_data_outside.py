@@ -249,8 +249,16 @@ def test_several_datasets_below_a_folder_are_listed(tmp_path):
     assert read(tmp_path / "libero_10")[0][0].instruction == "1.10.0"
     write_lerobot(tmp_path / "more/one", [ones(2)])
     write_lerobot(tmp_path / "more/two", [ones(2)])
-    with pytest.raises(UserError, match=r"is no dataset but holds 2: name one of 'one', 'two'"):
+    with pytest.raises(UserError, match=r"holds 2 datasets: name one of 'one', 'two'"):
         format_of(tmp_path / "more")
+    write_rlds(tmp_path / "mixed/toy/1.0.0", [[episode(ones(2))]])
+    write_maniskill(tmp_path / "mixed/demos.h5", [ones(2)])
+    with pytest.raises(UserError, match=r"holds 2 datasets: name one of 'demos.h5', 'toy'"):
+        format_of(tmp_path / "mixed")
+    (tmp_path / "one").mkdir()
+    write_maniskill(tmp_path / "one/demos.h5", [ones(2)])
+    with pytest.raises(UserError, match=r"one is no dataset, but '.*one/demos.h5' in it is"):
+        format_of(tmp_path / "one")
 
 
 @pytest.fixture
@@ -280,7 +288,9 @@ def test_splits_in_the_notation_of_tfds(ten, split, expected):
     demos, said = read(ten, split=split)
     assert [demo.instruction for demo in demos] == [str(i) for i in expected]
     left = 12 - len(list(expected))
-    assert said == ([] if not left else said) and (not left or f"takes {12 - left} of 12 episodes" in said[0])
+    assert len(said) == bool(left) and all(f"takes {12 - left} of 12 episodes" in line for line in said)
+    demos, said = read(ten, split="all", tally={"looking": True})
+    assert len(demos) == 12 and "its splits are train (10), val (2); training takes config.split" in said[0]
 
 
 @pytest.mark.parametrize(

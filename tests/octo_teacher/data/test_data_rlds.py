@@ -58,7 +58,7 @@ def test_a_missing_choice_is_told_with_what_there_is(copy):
         next(read_rlds(copy))
     with pytest.raises(UserError, match="has no image steps/observation/top"):
         next(read_rlds(copy, {"primary": "top"}))
-    with pytest.raises(UserError, match=r"has no split 'test'.*there are train \(2\)"):
+    with pytest.raises(UserError, match=r"has no split 'test'.*its splits are train \(2\)"):
         next(read_rlds(copy, {"primary": "image"}, split="test"))
 
 

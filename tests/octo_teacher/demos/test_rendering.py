@@ -9,7 +9,7 @@ import pytest
 
 from octo_teacher.data.maniskill_files import CAMERA
 from octo_teacher.demos.__main__ import main
-from octo_teacher.demos.render import Rendering, render
+from octo_teacher.demos.render import Rendering, _find_episodes, render
 from rpd_jax.errors import UserError
 
 RGB = f"obs/sensor_data/{CAMERA}/rgb"
@@ -56,7 +56,14 @@ def test_the_frames_are_those_of_the_recording_and_move_with_the_camera(recorded
     header = json.loads(moved.with_suffix(".json").read_text())
     assert header[CAMERA]["eye_offset"] == [0.2, 0.0, 0.0] and header["source_type"] == "rendered"
     assert header["episodes"][0]["episode_seed"] == 0
-    # a missing state is found out before anything is drawn wrongly
+    # a state that is not finite or missing is found out before anything is drawn wrongly
+    with h5py.File(bare, "a") as file:
+        state = file["traj_0/env_states/actors/cube"]
+        whole, state[2, 1] = state[2, 1], np.nan
+    with pytest.raises(UserError, match=r"bare.h5: traj_0/env_states/actors/cube is not finite at step 2, number 1"):
+        render(Rendering(bare, tmp_path / "out.h5", image_size=32, mesh_detail=0.15, workers=1))
+    with h5py.File(bare, "a") as file:
+        file["traj_0/env_states/actors/cube"][2, 1] = whole
     with h5py.File(bare, "a") as file:
         del file["traj_0/env_states/actors/goal_site"]
     with pytest.raises(UserError, match=r"bare.h5 lacks traj_0/env_states/actors/goal_site"):
@@ -84,9 +91,29 @@ def stateless(tmp_path):
         ({"control_mode": "pd_joint_pos"}, "traj_0 has control_mode 'pd_joint_pos'"),
         ({"success": False}, "no successful episode within 50 steps"),
         ({"episode_id": 4}, "no entry for traj_0"),
+        ({"episode_seed": "x"}, r"demos.json: episode 0: 'episode_seed' is 'x', not a whole number"),
     ],
 )
 def test_unusable_demos_are_named(stateless, tmp_path, entry, message):
     with pytest.raises(UserError, match=message):
         render(Rendering(stateless(**entry), tmp_path / "out.h5"))
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_what_is_not_drawn_is_said(tmp_path):
+    path = tmp_path / "demos.h5"
+    with h5py.File(path, "w") as file:
+        for index, steps in enumerate((3, 3, 60, 0)):
+            file[f"traj_{index}/actions"] = np.zeros((steps, 7), np.float32)
+    episodes = [{"episode_id": index, "success": index != 1} for index in range(4)]
+    path.with_suffix(".json").write_text(json.dumps({"env_info": {"env_id": "PickCube-v1"}, "episodes": episodes}))
+    said = []
+    _, names, _ = _find_episodes(Rendering(path, tmp_path / "out.h5"), said.append)
+    assert names == ["traj_0"]
+    assert (
+        "2 of 4 episodes are not drawn, 1 failed and 1 longer than 50 steps (traj_1, traj_2): --keep-failures"
+        in said[0]
+    )
+    assert "1 of 4 episodes have no step, so are not drawn (traj_3)" in said[1]
+    _, names, _ = _find_episodes(Rendering(path, tmp_path / "out.h5", keep_failures=True), said.append)
+    assert names == ["traj_0", "traj_1", "traj_2"]
