@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,9 +33,19 @@ SMALL_RUN = {
     "eval.video_episodes": 1,
     "teacher.eval_episodes": 0,
 }
+SMALL_FINE_TUNING = {
+    "steps": 2,
+    "optimizer.warmup_steps": 1,
+    "batch_size": 2,
+    "held_out": 0.5,
+    "validate_every": 2,
+    "save_every": 2,
+}
 SMALLER = {
     "train.py": [f"--config.{name}={value}" for name, value in SMALL_RUN.items()],
     "rpd_jax.evaluate": ["--episodes=2", "--num_envs=2", "--image_size=32", "--mesh_detail=0.07"],
+    "octo_teacher.demos": [],
+    "finetune_octo.py": [f"--config.{name}={value}" for name, value in SMALL_FINE_TUNING.items()],
     "rpd_jax.envs.soak": ["--steps=60", "--num_envs=2", "--image_size=16", "--mesh_detail=0.07"],
 }
 
@@ -64,8 +75,8 @@ class Walk:
         python, *words = self.commands[number]
         assert python == "python"
         program = words[1] if words[0] == "-m" else words[0]
-        words = [word.replace("--config=", f"--config={self.folder}/") if self.is_own(word) else word for word in words]
-        if program == "train.py":
+        words = [self.placed(word) for word in words]
+        if program.endswith(".py"):
             more = [f"--workdir={self.folder / 'run'}", *more]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.folder)])}
         return subprocess.run(
@@ -77,8 +88,10 @@ class Walk:
             timeout=500,
         )
 
-    def is_own(self, word):
-        return word.startswith("--config=") and (self.folder / word.partition("=")[2]).is_file()
+    def placed(self, word):
+        """A word of a command that names a file or folder of the walk's, with the whole path of it."""
+        name, equals, value = word.rpartition("=")
+        return f"{name}{equals}{self.folder / value}" if value and (self.folder / value).exists() else word
 
 
 def assert_trained(outcome):
@@ -105,6 +118,24 @@ def test_a_teacher(tmp_path):
     refused = walk.run(1, "--config.teacher.checkpoint=loud", f"--workdir={tmp_path / 'other'}")
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].endswith("is the noise: give a number.")
+
+
+@pytest.mark.slow
+def test_a_demo_format(tmp_path):
+    walk = Walk("A demo format", tmp_path)
+    (tmp_path / "demos").mkdir()
+    rng = np.random.default_rng(0)
+    for number, length in enumerate((5, 4, 0)):
+        frames = rng.integers(0, 256, (length, 16, 16, 3), np.uint8)
+        actions = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
+        np.savez(tmp_path / "demos" / f"{number}.npz", frames=frames, actions=actions)
+    inspected = walk.run(0)
+    assert inspected.returncode == 0, inspected.stderr
+    assert "as recorded: pd_ee_delta_pose" in inspected.stdout
+    assert "leaves out 1 of 3 episodes, which have no step (2.npz)" in " ".join(inspected.stdout.split())
+    tuned = walk.run(1, f"--config.cache={tmp_path / 'cache'}")
+    assert tuned.returncode == 0, tuned.stderr
+    assert (tmp_path / "run" / "model" / "2").is_dir()
 
 
 def test_every_walk_is_tested():

@@ -4,29 +4,53 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from octo_teacher.data.actions import ActionMeaning
+from octo_teacher.data.demo_format import DemoFormat
 from octo_teacher.data.episodes import Demo
 from octo_teacher.data.left_out import Reason, Tally
 from octo_teacher.data.lerobot import lerobot_meaning, read_lerobot
 from octo_teacher.data.maniskill import maniskill_meaning, read_maniskill
 from octo_teacher.data.rlds import find_rlds, read_rlds, rlds_meaning, several, versions_below
+from rpd_jax import registry
 from rpd_jax.errors import UserError
+
+GROUP = "octo_teacher.demo_formats"
+FORMATS = {
+    "maniskill": DemoFormat(
+        "an h5 file of ManiSkill",
+        lambda path: path.suffix in (".h5", ".hdf5"),
+        read_maniskill,
+        maniskill_meaning,
+    ),
+    "lerobot": DemoFormat(
+        "a folder with meta/info.json (LeRobot)",
+        lambda path: (path / "meta" / "info.json").is_file(),
+        read_lerobot,
+        lerobot_meaning,
+    ),
+    "rlds": DemoFormat(
+        "a folder with features.json (RLDS)",
+        lambda path: (path / "features.json").is_file(),
+        read_rlds,
+        rlds_meaning,
+    ),
+}
 
 
 def format_of(path: Path) -> str:
-    """Returns "maniskill", "rlds" or "lerobot".
+    """Returns "maniskill", "rlds", "lerobot", or the name that another package has given its format.
 
     Raises:
         UserError: `path` is missing, none of them, or several datasets.
     """
     path = Path(path)
-    if path.suffix in (".h5", ".hdf5"):
+    formats = _formats()
+    if formats["maniskill"].recognises(path):
         return "maniskill"
     if not path.exists():
         raise UserError(f"The demos {path} do not exist: record some with 'python -m octo_teacher.demos record'.")
-    if (path / "meta" / "info.json").is_file():
-        return "lerobot"
-    if (path / "features.json").is_file():
-        return "rlds"
+    for name, known in formats.items():
+        if known.recognises(path):
+            return name
     below = [*versions_below(path), *_others_below(path)]
     if len(below) > 1:
         raise several(path, below)
@@ -34,10 +58,8 @@ def format_of(path: Path) -> str:
         return "rlds"
     if below:
         raise UserError(f"{path} is no dataset, but {str(below[0])!r} in it is: name that.")
-    raise UserError(
-        f"{path} is none of the known kinds of demos: an h5 file of ManiSkill, a folder with features.json (RLDS), "
-        "a folder with meta/info.json (LeRobot)."
-    )
+    kinds = ", ".join(known.description for known in formats.values())
+    raise UserError(f"{path} is none of the known kinds of demos: {kinds}.")
 
 
 def read_demos(
@@ -64,10 +86,9 @@ def read_demos(
     Raises:
         UserError: a missing or malformed file, with its name and the key.
     """
-    kind = format_of(path)
+    known = _formats()[format_of(path)]
     tally = tally or Tally(keep=kept(only_successful))
-    readers = {"maniskill": read_maniskill, "rlds": read_rlds, "lerobot": read_lerobot}
-    return readers[kind](path, cameras, instruction=instruction, split=split, tally=tally)
+    return known.read(path, cameras, instruction=instruction, split=split, tally=tally)
 
 
 def kept(only_successful: bool) -> tuple[Reason, ...]:
@@ -77,7 +98,7 @@ def kept(only_successful: bool) -> tuple[Reason, ...]:
 
 def action_meaning(path: Path) -> ActionMeaning:
     """What the metadata of a dataset of any known format says of its actions."""
-    return {"maniskill": maniskill_meaning, "rlds": rlds_meaning, "lerobot": lerobot_meaning}[format_of(path)](path)
+    return _formats()[format_of(path)].action_meaning(path)
 
 
 def source_files(path: Path) -> list[Path]:
@@ -92,3 +113,12 @@ def _others_below(path: Path) -> list[Path]:
     """The LeRobot datasets and h5 files below a folder."""
     lerobot = [file.parents[1] for pattern in ("*", "*/*") for file in path.glob(f"{pattern}/meta/info.json")]
     return lerobot + [file for pattern in ("*", "*/*", "*/*/*") for file in path.glob(f"{pattern}.h5")]
+
+
+def _formats() -> dict[str, DemoFormat]:
+    """All formats by name, ours first."""
+    others = {name: registry.load(GROUP, name) for name in registry.names(GROUP) if name not in FORMATS}
+    for name, other in others.items():
+        if not isinstance(other, DemoFormat):
+            raise UserError(f"{name!r} of {GROUP} is {other!r} and not a DemoFormat: mend the package that offers it.")
+    return FORMATS | others
