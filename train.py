@@ -18,8 +18,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; by default
 
 
 def main() -> None:
-    from rpd_jax.run.directory import default_workdir
     from rpd_jax.trainer import train
+    from rpd_jax.training_run.fields import default_workdir
 
     config = read_config(_CONFIG)
     train(config, _WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]), config))

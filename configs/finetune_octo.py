@@ -93,6 +93,8 @@ def get_config() -> ConfigDict:
     config.log_every = 50
     config.validate_every = 250
     config.save_every = 250
+    # Checkpoints, and models in model/, to keep: the newest ones.
+    config.keep = 2
     # Threads that read ahead, and processes that make batches (0: threads of this process).
     config.data_threads = 2
     config.data_workers = 0

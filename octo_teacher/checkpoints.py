@@ -189,13 +189,10 @@ def write(
         ).encode(),
     }
     for name, content in texts.items():
-        if not (folder / name).exists():
-            (folder / name).write_bytes(content)
+        _write_whole(folder / name, content)
     for name, source in assets.items():
-        if not (folder / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            content = Path(source).read_bytes()
-            (folder / name).write_bytes(mend_settings(content) if Path(name).name == SETTINGS_FILE else content)
+        content = Path(source).read_bytes()
+        _write_whole(folder / name, mend_settings(content) if Path(name).name == SETTINGS_FILE else content)
     scratch = Path(tempfile.mkdtemp(prefix=f".{step}-", dir=folder))
     try:
         (scratch / "default").mkdir()
@@ -205,6 +202,19 @@ def write(
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is not there yet; it appears whole or not at all."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _orbax_metadata(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,34 @@
-"""The one error type for what a user can cause and mend."""
+"""The one error type for what a user can cause and mend, and what the system says when a disk has no room."""
+
+import errno
+import os
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAID_BY_LIBRARIES = {"errno = 28": errno.ENOSPC, "ENOSPC": errno.ENOSPC} | {os.strerror(n): n for n in _NO_ROOM}
 
 
 class UserError(Exception):
     """A mistake or missing thing on the user's side.
 
     The message is one sentence that names the cause and the mend. Entry points print it without
-    a stack trace and exit with status 2.
+    a stack trace and exit with `status`.
     """
+
+    status = 2
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """The system's words if a full disk, a quota or a file size limit is behind `error`, else None.
+
+    Libraries that are not written in Python (HDF5, TensorStore) have no errno left by then: only their text tells.
+    """
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return os.strerror(error.errno)
+        for words, number in _SAID_BY_LIBRARIES.items():
+            if words in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +19,16 @@ from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.errors import UserError
 from rpd_jax.report.figures import plot_run
 from rpd_jax.run import processes
-from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
-from rpd_jax.run.console import Console, TrainingProgress
+from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.run.directory import check_run, open_run
+from rpd_jax.run.ending import saved_at_an_early_end, told_if_no_room
 from rpd_jax.run.json_file import write_json
 from rpd_jax.run.lock import hold
-from rpd_jax.run.metrics import MetricsLog, StageClock
-from rpd_jax.run.stop import Interrupted, StopRequest
+from rpd_jax.run.metrics import MetricsLog
+from rpd_jax.run.stages import StageClock
+from rpd_jax.run.stop import StopRequest
+from rpd_jax.training_run.console import TrainingConsole, TrainingProgress
+from rpd_jax.training_run.fields import TRAINING
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
@@ -48,7 +50,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
     paper = config.profiles.paper
     config = settings.resolve(config)
     settings.check_machine(config)
-    console = Console(quiet=not processes.is_first())
+    console = TrainingConsole(quiet=not processes.is_first())
     with _held_run(workdir, config, console) as workdir:
         console.settings(config, settings.departures(config, paper), workdir)
         results_path = workdir / "results.json"
@@ -66,15 +68,16 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
 
 
 @contextlib.contextmanager
-def _held_run(workdir: str | Path, config: ConfigDict, console: Console) -> Iterator[Path]:
+def _held_run(workdir: str | Path, config: ConfigDict, console: TrainingConsole) -> Iterator[Path]:
     """The run's directory, which no other run can open inside the `with` block."""
     with contextlib.ExitStack() as stack:
         with processes.together(), processes.first_before_others():
-            check_run(workdir, config)
+            check_run(workdir, config, TRAINING)
             if processes.is_first():
                 stack.enter_context(hold(workdir, console.say))
-            workdir = open_run(workdir, config)
-        yield workdir
+            workdir = open_run(workdir, config, TRAINING)
+        with told_if_no_room(workdir):
+            yield workdir
 
 
 class Trainer:
@@ -85,7 +88,7 @@ class Trainer:
     killed and started again from a checkpoint goes through the same states as one that was not.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, console: Console, stack: contextlib.ExitStack):
+    def __init__(self, config: ConfigDict, workdir: Path, console: TrainingConsole, stack: contextlib.ExitStack):
         """Starts the teacher and the environments and restores the newest checkpoint.
 
         Args:
@@ -111,7 +114,14 @@ class Trainer:
 
     def run(self) -> dict[str, float | None]:
         """Iterates to the end; returns what results.json will hold (in the first process)."""
-        with self._saved_at_an_early_end():
+        with saved_at_an_early_end(
+            self.checkpoints,
+            lambda: self.state.iteration,
+            self._save,
+            unit="iteration",
+            workdir=self.workdir,
+            say=self.console.say,
+        ):
             with processes.together():
                 teacher = None
                 if processes.is_first():
@@ -120,14 +130,14 @@ class Trainer:
             self.console.estimate(seconds * (self.num_iterations - self.state.iteration))
             student = self._iterate()
         if processes.is_first():
-            self.console.time_split(self.workdir / "metrics.jsonl")
+            self.console.iteration_split(self.workdir / "metrics.jsonl")
         return {"algorithm": self.config.algorithm, "student": student, "teacher": teacher}
 
     def _iterate(self) -> dict[str, float] | None:
         """Iterations, evaluations and checkpoints to the end; returns the final evaluation (in the first process)."""
         config, clock = self.config, StageClock()
         position = None  # of the environments; None: they are to be reset
-        with self.console.progress(self.num_iterations, self.state.iteration, self.batch) as progress:
+        with self.console.training(self.num_iterations, self.state.iteration, self.batch) as progress:
             while True:
                 if self.state.row is None and self.state.iteration < self.num_iterations:
                     position = self._learn(position, clock)
@@ -212,24 +222,3 @@ class Trainer:
                 f"parameters, and they are saved in {self.workdir}: lower ppo.learning_rate, or look at the rewards "
                 "and the teacher's labels."
             )
-
-    @contextlib.contextmanager
-    def _saved_at_an_early_end(self) -> Iterator[None]:
-        """What ends the `with` block early ends the run with the last whole iteration saved, and one sentence."""
-        try:
-            yield
-        except (Interrupted, UserError) as reason:
-            if isinstance(reason, CheckpointError):
-                raise
-            if self.checkpoints.latest != self.state.iteration:
-                self._save()
-            cause = reason if isinstance(reason, Interrupted) else "Stopped by an error"
-            self.console.say(f"{cause}: saved after iteration {self.state.iteration}; the same command continues.")
-            raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise UserError(
-                f"Could not write in {self.workdir} ({error.strerror}): make room on the disk and run the same command "
-                f"again; it continues from checkpoint {self.checkpoints.latest}."
-            ) from error

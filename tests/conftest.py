@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -39,3 +40,13 @@ def assert_leaves_nothing():
         assert [path for path in told["maps"] if path.startswith("/dev/shm/") and Path(path).exists()] == []
 
     return check
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of one megabyte, or of `request.param`."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={getattr(request, 'param', '1m')}", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

@@ -20,7 +20,7 @@ FLOORS = {
         ("evaluate",),
         ("profile", "doctor"),
         ("acting",),
-        ("settings",),
+        ("settings", "training_run"),
         ("learning",),
         ("envs",),
         ("student",),

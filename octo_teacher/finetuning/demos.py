@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from octo_teacher.data.actions import CONTROL_MODE, why_not_ours
@@ -16,6 +15,7 @@ from octo_teacher.data.store import load_demos
 from octo_teacher.octo_model import OctoModel
 from octo_teacher.teacher import OctoTeacher
 from rpd_jax.errors import UserError
+from rpd_jax.run.console import Console
 
 
 def read_training_demos(config: ConfigDict, sizes: Mapping[str, int], console: Console) -> list[tuple[str, list[Demo]]]:
@@ -47,7 +47,7 @@ def read_training_demos(config: ConfigDict, sizes: Mapping[str, int], console: C
             )
             datasets.append((path, demos))
     for note in notes:
-        console.print(note, markup=False)
+        console.say(note)
     if len({demo.actions.shape[1] for _, demos in datasets for demo in demos}) != 1:
         raise UserError(f"config.demos={config.demos!r} has actions of different dimensions: train on one kind only.")
     return datasets

@@ -9,7 +9,7 @@ import numpy as np
 from rpd_jax.acting import collect
 from rpd_jax.acting.stage import Stage, iteration_keys
 from rpd_jax.learning.learner import Rollout
-from rpd_jax.run.metrics import StageClock
+from rpd_jax.run.stages import StageClock
 
 _STEPS = 8
 

@@ -9,9 +9,8 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
-from rpd_jax.run.directory import read_run_config
-from rpd_jax.settings import check_student
 from rpd_jax.student.networks import ActorCritic
+from rpd_jax.training_run.fields import read_run_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,6 @@ def load_student(run: str | Path, iteration: int | None = None) -> TrainedStuden
         UserError: no run, no such checkpoint, or one that cannot be read.
     """
     config = read_run_config(run)
-    check_student(config.student)
     checkpoints = Path(run).absolute() / "checkpoints"
     saved = sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
     if not saved:

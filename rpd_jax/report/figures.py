@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from rpd_jax.report.runs import ORDER, Panel, Series, find_runs, group
 from rpd_jax.report.statistics import mean_curve
-from rpd_jax.run.console import STAGES
+from rpd_jax.training_run.fields import STAGES
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 _PALETTE = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000")

@@ -17,7 +17,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.markdown import markdown_table
 from rpd_jax.report import figures, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
-from rpd_jax.run.directory import FREE_FIELDS
+from rpd_jax.training_run.fields import FREE_FIELDS
 
 PAGE = "report.html"
 

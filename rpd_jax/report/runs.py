@@ -10,7 +10,8 @@ import numpy as np
 
 from rpd_jax.errors import UserError
 from rpd_jax.learning.losses import ALGORITHMS
-from rpd_jax.run.directory import FREE_FIELDS, flatten
+from rpd_jax.run.directory import flatten
+from rpd_jax.training_run.fields import FREE_FIELDS
 
 # Fields that the curves of one panel share.
 _PANEL_FIELDS = ("env.task", "env.reward_mode", "env.camera.")

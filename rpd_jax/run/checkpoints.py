@@ -1,5 +1,9 @@
 """The whole training state on disk, through Orbax: whole or not at all, the newest few and the best few kept."""
 
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from rpd_jax.errors import UserError
+from rpd_jax.errors import UserError, no_room
 
 
 class CheckpointError(UserError):
@@ -21,14 +25,16 @@ class Checkpoints:
     or a full disk is never mistaken for a good one.
     """
 
-    def __init__(self, directory: str | Path, keep: int, keep_best: int = 0):
+    def __init__(self, directory: str | Path, keep: int, keep_best: int = 0, progress_item: str = "progress"):
         """Opens `directory` (made if missing); what a killed process left half-written there is removed.
 
         Args:
             directory: of one run.
             keep: checkpoints to keep, the newest ones.
             keep_best: further ones to keep: those saved with the highest success.
+            progress_item: what the progress is called inside a checkpoint.
         """
+        self._progress_item = progress_item
         self._directory = Path(directory).absolute()
         policies = checkpoint_managers.AnyPreservationPolicy(
             [
@@ -64,17 +70,25 @@ class Checkpoints:
             CheckpointError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
         metrics = None if success is None else {"success": success}
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+        items = {"state": ocp.args.StandardSave(state), self._progress_item: ocp.args.JsonSave(progress)}
         try:
-            self._manager.save(iteration, args=arguments, metrics=metrics, force=True)
-            self._manager.wait_until_finished()
+            with _silent_orbax():
+                self._manager.save(iteration, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+                self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            if isinstance(error, ValueError) and "No space" not in str(error) and "ENOSPC" not in str(error):
+            cause = no_room(error) or (error.strerror if isinstance(error, OSError) else None)
+            if cause is None:
                 raise
+            shutil.rmtree(f"{self._directory / str(iteration)}.orbax-checkpoint-tmp", ignore_errors=True)
             raise CheckpointError(
-                f"Could not save checkpoint {iteration} in {self._directory} ({error}): make room on the disk and run "
-                f"the same command again; it continues from checkpoint {self.latest}."
+                f"Could not save checkpoint {iteration} in {self._directory} ({cause}): make room on the disk and run "
+                f"the same command again; it {self.continues}."
             ) from error
+
+    @property
+    def continues(self) -> str:
+        """What the same command does after a run was cut short, as the end of a sentence about it."""
+        return "starts from the beginning" if self.latest is None else f"continues from checkpoint {self.latest}"
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns (iteration, state, progress) of the newest checkpoint, or None if there is none.
@@ -89,15 +103,15 @@ class Checkpoints:
         if iteration is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        items = {"state": ocp.args.StandardRestore(abstract), self._progress_item: ocp.args.JsonRestore()}
         try:
-            restored = self._manager.restore(iteration, args=arguments)
+            restored = self._manager.restore(iteration, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"Checkpoint {self._directory / str(iteration)} cannot be read ({str(error).splitlines()[0]}): "
                 "remove that folder to continue from the one before."
             ) from error
-        return iteration, restored["state"], restored["progress"]
+        return iteration, restored["state"], restored[self._progress_item]
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -108,6 +122,18 @@ class Checkpoints:
     def close(self) -> None:
         """Releases Orbax's threads."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _silent_orbax() -> Iterator[None]:
+    """Orbax's threads log the stack trace of each array that they could not write; the error itself is raised too."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _success_of(metrics: dict[str, float]) -> float:

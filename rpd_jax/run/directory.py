@@ -1,7 +1,9 @@
 """A run's directory: made once, resumed by the same config, refused to another one."""
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,28 +11,35 @@ from ml_collections import ConfigDict
 from rpd_jax.errors import UserError
 from rpd_jax.run.lock import LOCK_FILE
 
-# What may change between two starts of one run without making it another run.
-FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
-FREE_FIELDS += ("log.wandb",)
-FREE_FIELDS += ("teacher.python", "teacher.devices", "teacher.start_timeout", "teacher.request_timeout")
-FREE_FIELDS += ("teacher.overlap",)
-# Fields that the config.json of an older version does not name, with the value that it stood for.
-_ADDED_FIELDS = {
-    "student.precision": "float32",
-    "teacher.refresh": "rollout",
-    "teacher.dataset": "",
-    "teacher.openvla_checkpoint": "hf://Juelg/openvla-7b-finetuned-maniskill",
-    "teacher.temperature": 0.0,
-    "teacher.batch_size": 32,
-}
+CONFIG_FILE = "config.json"
 
 
-def check_run(workdir: str | Path, config: ConfigDict) -> Path:
+@dataclasses.dataclass(frozen=True)
+class RunKind:
+    """What one kind of run allows in its directory.
+
+    Attributes:
+        free: fields, or groups of them, that may change between two starts of one run without making it another run.
+        added: fields that the config.json of an older version does not name, with the value that it stood for.
+        early: entries that may lie there before config.json does.
+    """
+
+    free: Sequence[str] = ()
+    added: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    early: Sequence[str] = ()
+
+    def is_free(self, name: str) -> bool:
+        """True if the field may change."""
+        return any(name == free or name.startswith(f"{free}.") for free in self.free)
+
+
+def check_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
     """Checks that `workdir` is a run of `config` or can become one; writes nothing.
 
     Args:
         workdir: the run's directory.
         config: the resolved config.
+        kind: of the run.
 
     Returns:
         The directory.
@@ -39,9 +48,9 @@ def check_run(workdir: str | Path, config: ConfigDict) -> Path:
         UserError: the directory belongs to another config, or holds other files.
     """
     workdir = Path(workdir).absolute()
-    path = workdir / "config.json"
+    path = workdir / CONFIG_FILE
     if path.exists():
-        differences = _differences(flatten(_read(path)), flatten(json.loads(config.to_json())))
+        differences = _differences(flatten(_read(path)), flatten(json.loads(config.to_json())), kind)
         if differences:
             raise UserError(
                 f"{workdir} is a run of another config ({'; '.join(differences)}): "
@@ -49,19 +58,19 @@ def check_run(workdir: str | Path, config: ConfigDict) -> Path:
             )
     elif workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: choose another --workdir.")
-    elif workdir.exists() and any(entry.name != LOCK_FILE for entry in workdir.iterdir()):
+    elif workdir.exists() and any(entry.name not in (LOCK_FILE, *kind.early) for entry in workdir.iterdir()):
         raise UserError(f"{workdir} holds files but no config.json, so it is no run: choose another --workdir.")
     return workdir
 
 
-def open_run(workdir: str | Path, config: ConfigDict) -> Path:
+def open_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
     """Makes `workdir` with its config.json, or checks that the one there is of the same config; see `check_run`.
 
     Raises:
         UserError: as `check_run`, or the directory cannot be written.
     """
-    workdir = check_run(workdir, config)
-    path = workdir / "config.json"
+    workdir = check_run(workdir, config, kind)
+    path = workdir / CONFIG_FILE
     if path.exists():
         return workdir
     try:
@@ -74,13 +83,13 @@ def open_run(workdir: str | Path, config: ConfigDict) -> Path:
     return workdir
 
 
-def read_run_config(workdir: str | Path) -> ConfigDict:
+def read_run_config(workdir: str | Path, kind: RunKind) -> ConfigDict:
     """The resolved config of a run, fields newer than it filled in; raises UserError if it is none."""
-    path = Path(workdir) / "config.json"
+    path = Path(workdir) / CONFIG_FILE
     if not path.exists():
         raise UserError(f"{workdir} holds no run (config.json): give a directory that train.py made.")
     config = ConfigDict(_read(path))
-    for name, value in _ADDED_FIELDS.items():
+    for name, value in kind.added.items():
         *parts, field = name.split(".")
         part = config
         for key in parts:
@@ -107,15 +116,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
-    names = sorted(name for name in old.keys() | new.keys() if name not in FREE_FIELDS)
-    values = [(name, *(config.get(name, _ADDED_FIELDS.get(name)) for config in (old, new))) for name in names]
+def _differences(old: Mapping[str, object], new: Mapping[str, object], kind: RunKind) -> list[str]:
+    names = sorted(name for name in old.keys() | new.keys() if not kind.is_free(name))
+    values = [(name, *(config.get(name, kind.added.get(name)) for config in (old, new))) for name in names]
     return [f"{name}: {there!r} there, {now!r} now" for name, there, now in values if there != now]
-
-
-def default_workdir(config_file: str, config: ConfigDict) -> Path:
-    """runs/<config>-<algorithm>-seed<seed>, with the student's observation in the name where it is not rgb."""
-    parts = [Path(config_file).stem, config.algorithm]
-    if config.student.observation != "rgb":
-        parts.append(config.student.observation)
-    return Path("runs") / "-".join([*parts, f"seed{config.seed}"])

@@ -1,6 +1,7 @@
 """Turns Ctrl-C and SIGTERM into a clean stop at the next safe moment."""
 
 import signal
+import threading
 from types import FrameType
 
 
@@ -19,6 +20,8 @@ class StopRequest:
         self._old_handlers: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # nobody sends signals there
         for number in (signal.SIGINT, signal.SIGTERM):
             self._old_handlers[number] = signal.signal(number, self._remember)
         return self

@@ -1,17 +1,25 @@
 """Fine-tuning learns, resumes with the same batches and losses, and writes a checkpoint that loads as a teacher."""
 
+import contextlib
 import json
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 
 from configs.finetune_octo import get_config
-from octo_teacher.finetune import finetune
+from octo_teacher.finetune import FINE_TUNING, FineTuning, finetune
 from octo_teacher.finetuning.octo_nano import TOKENS
+from octo_teacher.finetuning.train_step import Devices
 from octo_teacher.octo_model import OctoModel
 from octo_teacher.teacher import OctoTeacher
 from rpd_jax.errors import UserError
+from rpd_jax.run.console import Console
+from rpd_jax.run.directory import check_run
+from rpd_jax.run.ending import Diverged
+from rpd_jax.run.stop import Interrupted
 from rpd_jax.tasks import TASKS
 
 
@@ -48,27 +56,122 @@ def finished(settings, tmp_path_factory):
     return workdir
 
 
-def test_an_interrupted_run_has_the_losses_of_an_uninterrupted_one(settings, finished, tmp_path, monkeypatch):
-    import octo_teacher.finetune as module
+class Killed(BaseException):
+    """Nothing handles it: what is on disk is what a kill would leave."""
 
-    log, killed = module._log, []
 
-    def kill_after_four(path, board, step, **metrics):
-        log(path, board, step, **metrics)
-        if step == 4 and not killed:
-            killed.append(step)
-            raise RuntimeError("killed")
+class KilledInItsFifthStep(FineTuning):
+    def _train(self):
+        if self.step == 4:
+            raise Killed
+        return super()._train()
 
-    monkeypatch.setattr(module, "_log", kill_after_four)
-    with pytest.raises(RuntimeError, match="killed"):
-        finetune(make_config(settings), tmp_path)
-    finetune(make_config(settings), tmp_path)  # from the checkpoint of step 3
-    losses, expected = read_losses(tmp_path), read_losses(finished)
-    assert list(losses) == [1, 2, 3, 4, 5, 6]
-    np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
-    models = [OctoModel.load_pretrained(workdir / "model", 6) for workdir in (tmp_path, finished)]
-    for ours, theirs in zip(*(jax.tree.leaves(model.params) for model in models), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+class KilledBeforeItsLastExport(FineTuning):
+    def _export(self):
+        if self.step == 6:
+            raise Killed
+        super()._export()
+
+
+class StoppedInItsMeasurementOfStep3(FineTuning):
+    def _measure(self, row):
+        super()._measure(row)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.stop.check()
+
+
+def go(kind, config, workdir):
+    with contextlib.ExitStack() as stack:
+        kind(config, check_run(workdir, config, FINE_TUNING), Devices(1), Console(), stack).run()
+
+
+def assert_same_run(workdir, finished):
+    log = read_log(workdir)
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+    for ours, theirs in zip(log, read_log(finished), strict=True):
+        for name in ("loss", "grad_norm", "val_loss", "val_action_mse"):
+            assert ours.get(name) == theirs.get(name), (ours["step"], name)
+    models = [OctoModel.load_pretrained(folder / "model", 6) for folder in (workdir, finished)]
+    jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
+
+
+def test_a_run_of_the_version_before_that_was_killed_continues_as_if_it_had_not_been(settings, finished, tmp_path):
+    with pytest.raises(Killed):
+        go(KilledInItsFifthStep, make_config(settings), tmp_path)
+    # Its checkpoints held the place in the data alone.
+    (file,) = (path for path in (tmp_path / "checkpoints" / "3" / "data").rglob("*") if "batches" in path.read_text())
+    file.write_text(json.dumps(json.loads(file.read_text())["batches"]))
+    finetune(make_config(settings), tmp_path)
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_run_that_was_stopped_in_a_measurement_continues_as_if_it_had_not_been(settings, finished, tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        go(StoppedInItsMeasurementOfStep3, make_config(settings, save_every=10), tmp_path)
+    assert "SIGTERM: saved after step 3; the same command continues." in capsys.readouterr().out
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2], "the row of step 3 waits in the checkpoint"
+    with pytest.raises(Killed):
+        go(KilledInItsFifthStep, make_config(settings, save_every=10), tmp_path)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
+    finetune(make_config(settings, save_every=10), tmp_path)
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_model_that_a_kill_or_a_full_disk_cut_short_is_written_again(settings, finished, tmp_path):
+    with pytest.raises(Killed):
+        go(KilledBeforeItsLastExport, make_config(settings), tmp_path)
+    model = tmp_path / "model"
+    assert [path.name for path in model.iterdir() if path.name.isdigit()] == ["3"]
+    assert finetune(make_config(settings), tmp_path) == model
+    assert_same_run(tmp_path, finished)
+    for file in ("6/default/checkpoint", "config.json"):
+        (model / file).write_bytes((model / file).read_bytes()[:100])
+    (model / ".6-abcdefg").mkdir()
+    finetune(make_config(settings), tmp_path)
+    assert_same_run(tmp_path, finished)
+    assert not (model / ".6-abcdefg").exists()
+
+
+def test_the_newest_checkpoints_and_models_are_kept(settings, tmp_path):
+    finetune(make_config(settings, save_every=1, keep=2), tmp_path)
+    for folder in ("checkpoints", "model"):
+        kept = sorted(path.name for path in (tmp_path / folder).iterdir() if path.name.isdigit())
+        assert kept == ["5", "6"], folder
+
+
+def test_a_run_whose_parameters_diverge_ends_with_its_last_good_checkpoint(settings, tmp_path):
+    config = make_config(settings, save_every=1, steps=60, log_every=60)
+    # Each step multiplies the kernels by -99.
+    config.optimizer.learning_rate, config.optimizer.weight_decay = 1.0, 100.0
+    with pytest.raises(Diverged, match=r"were not finite; the last good checkpoint, of step \d, is kept in") as caught:
+        finetune(config, tmp_path)
+    assert caught.value.status == 1
+    steps = sorted(int(path.name) for path in (tmp_path / "model").iterdir() if path.name.isdigit())
+    assert f"of step {steps[-1]}, is kept" in str(caught.value) and len(steps) == 2
+    params = OctoModel.load_pretrained(tmp_path / "model").params
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())[-1] == str(
+        steps[-1]
+    )
+
+
+@pytest.mark.parametrize("small_disk", ["6m"], indirect=True)
+def test_a_full_disk_gives_one_sentence_and_the_same_command_continues(settings, finished, small_disk):
+    workdir, filler = small_disk / "run", small_disk / "filler"
+    with pytest.raises(Killed):
+        go(KilledInItsFifthStep, make_config(settings), workdir)
+    filler.write_bytes(b"")
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    sentence = "No space left on device.: make room on the disk and run the same command again."
+    with pytest.raises(UserError, match=sentence):
+        finetune(make_config(settings), workdir)
+    filler.unlink()
+    finetune(make_config(settings), workdir)
+    assert_same_run(workdir, finished)
 
 
 def test_the_result_loads_as_a_teacher_with_the_demos_statistics(finished):
@@ -180,5 +283,5 @@ def test_mistakes_are_named(settings, tmp_path, changes, message):
 
 
 def test_a_workdir_of_another_config_is_refused(settings, finished):
-    with pytest.raises(UserError, match="batch_size: 4 there, 8 here"):
+    with pytest.raises(UserError, match="batch_size: 4 there, 8 now"):
         finetune(make_config(settings, batch_size=8), finished)

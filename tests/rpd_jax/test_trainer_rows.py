@@ -9,9 +9,9 @@ import pytest
 
 from configs.push_cube_sparse import get_config
 from rpd_jax import settings
-from rpd_jax.run.console import Console
 from rpd_jax.run.stop import Interrupted
 from rpd_jax.trainer import Trainer
+from rpd_jax.training_run.console import TrainingConsole
 
 SMALL = {
     "algorithm": "ppo",
@@ -52,7 +52,7 @@ def go(trainer, workdir):
     config = get_config()
     config.update_from_flattened_dict(SMALL)
     with contextlib.ExitStack() as stack:
-        trainer(settings.resolve(config), workdir, Console(quiet=True), stack).run()
+        trainer(settings.resolve(config), workdir, TrainingConsole(quiet=True), stack).run()
 
 
 def iterations(workdir):

@@ -23,6 +23,7 @@ from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.run.directory import open_run
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.tasks import find_task
+from rpd_jax.training_run.fields import TRAINING
 
 STATE_DIM = 5
 
@@ -35,7 +36,7 @@ def make_run(workdir, observation="rgb", image_size=40, student_size=40):
     config.env.image_size = image_size
     config.student.image_size = student_size
     config = settings.resolve(config)
-    open_run(workdir, config)
+    open_run(workdir, config, TRAINING)
     network = ActorCritic.from_config(config.student)
     frames = np.zeros((1, image_size, image_size, 3), np.uint8) if "rgb" in observation else None
     shapes = jax.eval_shape(network.init, jax.random.key(0), frames, np.zeros((1, STATE_DIM), np.float32))

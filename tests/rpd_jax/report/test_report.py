@@ -18,6 +18,7 @@ from rpd_jax.report.page import write_report
 from rpd_jax.report.runs import find_runs, group
 from rpd_jax.run.directory import open_run
 from rpd_jax.run.metrics import MetricsLog
+from rpd_jax.training_run.fields import TRAINING
 
 
 def make_run(workdir, algorithm="rpd_mse", seed=0, success=(0.0, 0.5, 1.0), finished=True, teacher=None, **overrides):
@@ -28,7 +29,7 @@ def make_run(workdir, algorithm="rpd_mse", seed=0, success=(0.0, 0.5, 1.0), fini
     for name, value in overrides.items():
         part, _, field = name.partition("__")
         config[part][field] = value
-    open_run(workdir, settings.resolve(config))
+    open_run(workdir, settings.resolve(config), TRAINING)
     log = MetricsLog(workdir, 0)
     for iteration, rate in enumerate(success):
         seconds = {"time/simulate+render": 3.0, "time/update": 1.0, "time/rest": 0.0, "time/total": 4.0}

@@ -1,5 +1,4 @@
 import contextlib
-import shutil
 import subprocess
 import sys
 import time
@@ -95,16 +94,6 @@ def test_a_full_disk_gives_one_sentence_and_leaves_the_last_checkpoint(small_dis
     np.testing.assert_array_equal(tree["weights"], make_tree(1.0)["weights"])
     checkpoints.save(2, make_tree(2.0), {"step": 128})
     assert checkpoints.latest == 2
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 SAVE_FOREVER = """

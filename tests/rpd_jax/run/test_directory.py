@@ -4,8 +4,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
-from rpd_jax.run.directory import default_workdir, open_run
+from rpd_jax.run.directory import open_run
 from rpd_jax.run.lock import hold
+from rpd_jax.training_run.fields import TRAINING, default_workdir
 
 
 def make_config(learning_rate=3e-4, workers=2):
@@ -15,35 +16,35 @@ def make_config(learning_rate=3e-4, workers=2):
 
 
 def test_a_new_run_holds_its_config(tmp_path):
-    workdir = open_run(tmp_path / "runs" / "a", make_config())
+    workdir = open_run(tmp_path / "runs" / "a", make_config(), TRAINING)
     assert json.loads((workdir / "config.json").read_text())["ppo"]["learning_rate"] == 3e-4
 
 
 def test_the_same_config_opens_it_again_also_with_other_workers(tmp_path):
-    open_run(tmp_path / "a", make_config(workers=2))
-    assert open_run(tmp_path / "a", make_config(workers=1)) == tmp_path / "a"
+    open_run(tmp_path / "a", make_config(workers=2), TRAINING)
+    assert open_run(tmp_path / "a", make_config(workers=1), TRAINING) == tmp_path / "a"
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
-    open_run(tmp_path / "a", make_config())
+    open_run(tmp_path / "a", make_config(), TRAINING)
     with pytest.raises(UserError, match=r"ppo\.learning_rate: 0\.0003 there, 0\.001 now"):
-        open_run(tmp_path / "a", make_config(learning_rate=1e-3))
+        open_run(tmp_path / "a", make_config(learning_rate=1e-3), TRAINING)
 
 
 def test_a_run_of_a_version_without_a_setting_continues_if_the_setting_is_left_alone(tmp_path):
-    open_run(tmp_path / "a", make_config())
+    open_run(tmp_path / "a", make_config(), TRAINING)
     config = make_config()
     config.teacher = ConfigDict({"refresh": "rollout"})
-    open_run(tmp_path / "a", config)
+    open_run(tmp_path / "a", config, TRAINING)
     config.teacher.refresh = "epoch"
     with pytest.raises(UserError, match=r"teacher\.refresh: 'rollout' there, 'epoch' now"):
-        open_run(tmp_path / "a", config)
+        open_run(tmp_path / "a", config, TRAINING)
 
 
 def test_a_directory_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("dear reader")
     with pytest.raises(UserError, match="no run"):
-        open_run(tmp_path, make_config())
+        open_run(tmp_path, make_config(), TRAINING)
     assert (tmp_path / "thesis.tex").read_text() == "dear reader"
 
 
@@ -55,10 +56,10 @@ def test_default_name_tells_what_runs():
 def test_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file: choose another --workdir"):
-        open_run(tmp_path / "file", make_config())
+        open_run(tmp_path / "file", make_config(), TRAINING)
 
 
 def test_a_start_that_failed_before_it_made_a_run_leaves_the_directory_usable(tmp_path):
     with hold(tmp_path):
         pass
-    open_run(tmp_path, make_config())
+    open_run(tmp_path, make_config(), TRAINING)

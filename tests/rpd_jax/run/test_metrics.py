@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from rpd_jax.run.metrics import MetricsLog, StageClock
+from rpd_jax.run.metrics import MetricsLog
+from rpd_jax.run.stages import StageClock
 
 
 def read(path):

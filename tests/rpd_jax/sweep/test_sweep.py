@@ -19,6 +19,7 @@ from rpd_jax.sweep.hours import estimate
 from rpd_jax.sweep.job_process import write_record
 from rpd_jax.sweep.launch import launch_local, launch_slurm
 from rpd_jax.sweep.status import FAILED, FINISHED, MISSING, QUEUED, RUNNING, STOPPED, read_status
+from rpd_jax.training_run.fields import TRAINING
 
 ROOT = Path(__file__).resolve().parents[3]
 PAPER = ROOT / "configs" / "paper"
@@ -102,7 +103,7 @@ def test_hours_come_from_runs_of_the_same_kind(tmp_path):
     jobs = training(["push_cube_sparse"], ["ppo", "rpd_mse", "ppd"], seeds=2, settings={"profile": "cpu"})
     for algorithm, seconds in (("ppo", 10.0), ("rpd_mse", 30.0)):
         job = next(job for job in jobs if job.settings["algorithm"] == algorithm)
-        open_run(tmp_path / algorithm, settings.resolve(job_config(job)))
+        open_run(tmp_path / algorithm, settings.resolve(job_config(job)), TRAINING)
         log = MetricsLog(tmp_path / algorithm, 0)
         for iteration, total in enumerate((99.0, seconds, seconds)):  # the first one compiles
             log.write(iteration, 0, {"time/total": total})

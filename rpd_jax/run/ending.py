@@ -1,0 +1,71 @@
+"""How a run ends before its time: its state is saved, and the user is told how to go on."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rpd_jax.errors import UserError, no_room
+from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
+from rpd_jax.run.stop import Interrupted
+
+
+class Diverged(UserError):
+    """The numbers of a run are no longer finite: its state is not worth saving, and a longer run would not mend it."""
+
+    status = 1
+
+
+@contextlib.contextmanager
+def told_if_no_room(workdir: Path) -> Iterator[None]:
+    """Turns what a full disk raises inside the `with` block into one sentence; checkpoints are whole in any case."""
+    try:
+        yield
+    except OSError as error:
+        cause = no_room(error)
+        if cause is None:
+            raise
+        raise UserError(_no_room_sentence(workdir, cause)) from error
+
+
+@contextlib.contextmanager
+def saved_at_an_early_end(
+    checkpoints: Checkpoints,
+    done: Callable[[], int],
+    save: Callable[[], None],
+    *,
+    unit: str,
+    workdir: Path,
+    say: Callable[[str], None],
+) -> Iterator[None]:
+    """Saves the state where a stop request or an error of the user's ends the `with` block.
+
+    Args:
+        checkpoints: of the run.
+        done: returns the number that its checkpoint would have.
+        save: saves it.
+        unit: what that number counts.
+        workdir: the run's directory.
+        say: called with the sentence that tells what was saved.
+
+    Raises:
+        UserError: also where the disk was full.
+    """
+    try:
+        yield
+    except (CheckpointError, Diverged):
+        raise
+    except (Interrupted, UserError) as reason:
+        if checkpoints.latest != done():
+            save()
+        cause = reason if isinstance(reason, Interrupted) else "Stopped by an error"
+        say(f"{cause}: saved after {unit} {done()}; the same command continues.")
+        raise
+    except OSError as error:
+        cause = no_room(error)
+        if cause is None:
+            raise
+        raise UserError(f"{_no_room_sentence(workdir, cause)[:-1]}; it {checkpoints.continues}.") from error
+
+
+def _no_room_sentence(workdir: Path, cause: str) -> str:
+    return f"Could not write in {workdir} ({cause}): make room on the disk and run the same command again."

@@ -1,0 +1,78 @@
+"""What train.py prints: settings, estimate, progress, where the time went, results."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rpd_jax.run.console import Console, RunProgress, duration
+from rpd_jax.training_run.fields import STAGES
+
+
+class TrainingConsole(Console):
+    """The console of a training run."""
+
+    def settings(self, config: ConfigDict, departures: list[str], workdir: Path) -> None:
+        """Prints the resolved settings, one row per part, and those in which they depart from the paper's."""
+        parts = {name: value for name, value in config.items() if isinstance(value, ConfigDict)}
+        rows = [("run", _listing({name: value for name, value in config.items() if name not in parts}))]
+        rows += [(name, _listing(part.to_dict())) for name, part in parts.items()]
+        rows.append(("not as in the paper", "  ".join(departures) or "-"))
+        self.table(f"Profile {config.profile}, run directory {workdir}", ("part", "settings"), rows)
+
+    def estimate(self, seconds: float) -> None:
+        """Prints how long the run will take."""
+        self.say(f"Estimated training time: {duration(seconds)} (evaluations and checkpoints come on top).")
+
+    @contextlib.contextmanager
+    def training(self, num_iterations: int, first: int, batch: int) -> Iterator["TrainingProgress"]:
+        """Shows progress inside the `with` block: iterations of `batch` steps each."""
+        with self.progress("training", num_iterations, first, batch, "steps") as progress:
+            yield TrainingProgress(progress)
+
+    def iteration_split(self, metrics_path: Path) -> None:
+        """Prints the mean seconds per iteration of each stage, from a run's metrics.jsonl.
+
+        The first iteration is left out where there are more: it holds the compilation.
+        """
+        rows = [json.loads(line) for line in metrics_path.read_text().splitlines()]
+        rows = rows[1:] or rows
+        seconds = {stage: np.mean([row.get(f"time/{stage}", 0.0) for row in rows]) for stage in STAGES}
+        self.time_split(seconds, np.mean([row["time/total"] for row in rows]), "s / iteration", 2)
+
+    def finish(self, results: Mapping, workdir: Path) -> None:
+        """Prints the last line of a run."""
+        teacher = _success(results["teacher"]) if results["teacher"] else "not measured"
+        self.say(f"Done. Success: student {_success(results['student'])}, teacher {teacher}. Results: {workdir}")
+
+
+class TrainingProgress:
+    """Follows the loop, iteration by iteration."""
+
+    def __init__(self, progress: RunProgress):
+        self._progress = progress
+
+    def advance(self, numbers: Mapping[str, float]) -> None:
+        """Counts one iteration, with the metrics it logged."""
+        shown = {
+            "success": numbers.get("rollout/success"),
+            "distill": numbers.get("train/distill_loss"),
+            "kl": numbers.get("train/approx_kl"),
+            "EVAL success": numbers.get("eval/success"),
+        }
+        values = {name: value for name, value in shown.items() if value is not None}
+        self._progress.advance(numbers["time/total"], values)
+
+
+def _success(summary: Mapping[str, float]) -> str:
+    interval = f"{summary['success_low']:.0%} to {summary['success_high']:.0%}"
+    return f"{summary['success']:.0%} ({interval}, {summary['episodes']:.0f} episodes)"
+
+
+def _listing(values: Mapping) -> str:
+    return "  ".join(
+        f"{name}={_listing(value) if isinstance(value, dict) else value}" for name, value in values.items()
+    )

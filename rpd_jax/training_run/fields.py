@@ -1,0 +1,36 @@
+"""What is train.py's own about a run directory: its fields, its default name, the stages of its iterations. No JAX."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rpd_jax.run import directory
+from rpd_jax.run.directory import RunKind
+
+STAGES = ("simulate+render", "label", "update", "evaluate", "checkpoint", "rest")
+FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
+FREE_FIELDS += ("log.wandb",)
+FREE_FIELDS += ("teacher.python", "teacher.devices", "teacher.start_timeout", "teacher.request_timeout")
+FREE_FIELDS += ("teacher.overlap",)
+_ADDED_FIELDS = {
+    "student.precision": "float32",
+    "teacher.refresh": "rollout",
+    "teacher.dataset": "",
+    "teacher.openvla_checkpoint": "hf://Juelg/openvla-7b-finetuned-maniskill",
+    "teacher.temperature": 0.0,
+    "teacher.batch_size": 32,
+}
+TRAINING = RunKind(free=FREE_FIELDS, added=_ADDED_FIELDS)
+
+
+def read_run_config(workdir: str | Path) -> ConfigDict:
+    """The resolved config of a run of train.py, fields newer than it filled in; raises UserError if it is none."""
+    return directory.read_run_config(workdir, TRAINING)
+
+
+def default_workdir(config_file: str, config: ConfigDict) -> Path:
+    """runs/<config>-<algorithm>-seed<seed>, with the student's observation in the name where it is not rgb."""
+    parts = [Path(config_file).stem, config.algorithm]
+    if config.student.observation != "rgb":
+        parts.append(config.student.observation)
+    return Path("runs") / "-".join([*parts, f"seed{config.seed}"])
