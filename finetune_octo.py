@@ -3,6 +3,11 @@
 Settings change with --config.FIELD=VALUE. The same command continues a run that was stopped.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 import os
 
 # As in train.py: a share of the GPU stays free for a simulator beside it.

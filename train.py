@@ -3,6 +3,11 @@
 The same command continues a run that was stopped.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 import os
 
 # JAX shares the GPU with the simulator, so it must not take three quarters of the memory at its first use.

@@ -23,6 +23,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from octo_teacher.model.octo_module import OctoModule, param_shapes
 from octo_teacher.model.text import SETTINGS_FILE, mend_settings
 from rpd_jax.errors import UserError
+from rpd_jax.run.whole_file import write_whole
 
 PLACEHOLDER = "PLACEHOLDER://"
 
@@ -189,10 +190,12 @@ def write(
         ).encode(),
     }
     for name, content in texts.items():
-        _write_whole(folder / name, content)
+        if not (folder / name).exists():
+            write_whole(folder / name, content)
     for name, source in assets.items():
-        content = Path(source).read_bytes()
-        _write_whole(folder / name, mend_settings(content) if Path(name).name == SETTINGS_FILE else content)
+        if not (folder / name).exists():
+            content = Path(source).read_bytes()
+            write_whole(folder / name, mend_settings(content) if Path(name).name == SETTINGS_FILE else content)
     scratch = Path(tempfile.mkdtemp(prefix=f".{step}-", dir=folder))
     try:
         (scratch / "default").mkdir()
@@ -202,19 +205,6 @@ def write(
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is not there yet; it appears whole or not at all."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _orbax_metadata(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from rpd_jax.run.ending import Diverged, saved_at_an_early_end, told_if_no_room
 from rpd_jax.run.lock import hold
 from rpd_jax.run.metrics import MetricsLog
 from rpd_jax.run.stop import StopRequest
+from rpd_jax.run.whole_file import write_whole
 
 FINE_TUNING = RunKind(
     # They change no number, or none but those that they add.
@@ -105,7 +105,7 @@ class FineTuning:
         # Only now that nothing of the user's can be wrong: a mistake must not claim the workdir.
         open_run(workdir, config, FINE_TUNING)
         if not (workdir / STATISTICS_FILE).exists():
-            _write_whole(workdir / STATISTICS_FILE, json.dumps(prepared.statistics))
+            write_whole(workdir / STATISTICS_FILE, json.dumps(prepared.statistics))
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.keep, progress_item="data")
         stack.callback(self.checkpoints.close)
         self._restore()
@@ -157,6 +157,7 @@ class FineTuning:
         with clock.stage("train"):
             self.state, self.metrics = self.train_step(self.state, batch)
         self.step += 1
+        self.stop.unsaved = True
         if is_first:
             jax.block_until_ready(self.metrics)
             clock.restart()  # what came before was compilation
@@ -194,6 +195,7 @@ class FineTuning:
         progress = {"batches": self.batches.get_state(), "row": self.row, "losses": losses}
         self.checkpoints.save(self.step, self.state, progress)
         self._export()
+        self.stop.unsaved = False
 
     def _export(self) -> None:
         self.exports.ensure(self.step, self._result)
@@ -239,9 +241,3 @@ def _summary(run: FineTuning, prepared: Prepared, frozen) -> str:
         f"{len(prepared.source)} steps to train on, {held_out_episodes} held out, {len(run.devices)} device(s), from "
         f"step {run.step} of {run.config.steps}."
     )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text)
-    os.replace(scratch, path)

@@ -9,6 +9,11 @@ row of its own.
 thread of the CPU.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 import argparse
 import dataclasses
 import json

@@ -4,6 +4,11 @@ Python, JAX and its devices, PyTorch, rendering (one frame, in a process of its 
 Each line says what to do where something is wrong; exit status 1 if training cannot work.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 import dataclasses
 import importlib.metadata
 import os

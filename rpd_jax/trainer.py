@@ -22,11 +22,11 @@ from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.run.directory import check_run, open_run
 from rpd_jax.run.ending import saved_at_an_early_end, told_if_no_room
-from rpd_jax.run.json_file import write_json
 from rpd_jax.run.lock import hold
 from rpd_jax.run.metrics import MetricsLog
 from rpd_jax.run.stages import StageClock
 from rpd_jax.run.stop import StopRequest
+from rpd_jax.run.whole_file import write_json
 from rpd_jax.training_run.console import TrainingConsole, TrainingProgress
 from rpd_jax.training_run.fields import TRAINING
 
@@ -102,6 +102,7 @@ class Trainer:
         self.num_iterations = config.total_steps // self.batch
         self.root_key = jax.random.key(config.seed)
         self.stop = stack.enter_context(StopRequest())
+        self.stop.unsaved = jax.process_count() > 1  # several processes only end together
         self.stage = Stage.open(config, stack)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         stack.callback(self.checkpoints.close)
@@ -175,6 +176,7 @@ class Trainer:
         lost = float((~frames.valid).sum())
         self.state, metrics = stage.update(self.state, frames, keys, coefficients, clock)
         self._refuse(stage.learner.nonfinite_term(metrics))
+        self.stop.unsaved = True
 
         row = {f"train/{name}": float(value) for name, value in metrics.items()}
         row |= {f"train/{name}": coefficients[name] for name in ("distill_coef", "learning_rate")}
@@ -204,6 +206,7 @@ class Trainer:
 
     def _save(self, success: float | None = None) -> None:
         self.state.save(self.checkpoints, self.state.iteration * self.batch, success)
+        self.stop.unsaved = jax.process_count() > 1
 
     def _restore(self, fresh: TrainingState) -> TrainingState:
         """The newest checkpoint's state, or `fresh` if there is none; says what no checkpoint can hold."""

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 import subprocess
@@ -6,6 +7,8 @@ import textwrap
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
 import psutil
 import pytest
 
@@ -50,3 +53,34 @@ def small_disk(tmp_path, request):
         pytest.skip("this user may not mount a tmpfs")
     yield tmp_path
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@pytest.fixture
+def fill():
+    """A function that fills the disk of a folder, and returns the file that does it."""
+
+    def fill_disk(folder: Path) -> Path:
+        filler = folder / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        return filler
+
+    return fill_disk
+
+
+@pytest.fixture(scope="session")
+def bright_demos(tmp_path_factory):
+    """Four episodes of six steps; their frames are bright where the action's x is positive, dark elsewhere."""
+    path = tmp_path_factory.mktemp("demos") / "demos.h5"
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for index in range(4):
+            actions = np.zeros((6, 7), np.float32)
+            actions[:, 0] = rng.choice([-0.5, 0.5], size=6)
+            frames = rng.integers(0, 50, (7, 32, 32, 3)) + 200 * (np.append(actions[:, 0], 0) > 0)[:, None, None, None]
+            file[f"traj_{index}/actions"] = actions
+            file[f"traj_{index}/obs/sensor_data/human_camera/rgb"] = frames.astype(np.uint8)
+    header = {"env_info": {"env_id": "PushCube-v1"}, "episodes": [{"episode_id": i} for i in range(4)]}
+    path.with_suffix(".json").write_text(json.dumps(header))
+    return path

@@ -9,7 +9,7 @@ from rpd_jax.acting.seeds import episode_seeds
 from rpd_jax.acting.stage import Stage
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.acting.video import write_filmstrip, write_video
-from rpd_jax.run.json_file import write_json
+from rpd_jax.run.whole_file import write_json
 
 
 def evaluate_student(

@@ -6,6 +6,8 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 
+from rpd_jax.run.whole_file import replacing
+
 
 def write_video(path: Path, videos: list[np.ndarray], columns: int = 4, fps: int = 20) -> None:
     """Writes videos uint8 [T_i, H, W, 3] side by side as one mp4; a video that ends early stands still."""
@@ -15,15 +17,14 @@ def write_video(path: Path, videos: list[np.ndarray], columns: int = 4, fps: int
     still += [np.zeros_like(still[0])] * (-len(still) % columns)
     rows = [np.concatenate(still[i : i + columns], axis=2) for i in range(0, len(still), columns)]
     frames = np.concatenate(rows, axis=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with replacing(path) as scratch, warnings.catch_warnings():
         # JAX warns of every fork; this one only starts ffmpeg.
         warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-        imageio.mimwrite(path, list(frames), fps=fps, macro_block_size=1, quality=7)
+        imageio.mimwrite(scratch, list(frames), fps=fps, macro_block_size=1, quality=7)
 
 
 def write_filmstrip(path: Path, video: np.ndarray, frames: int = 6) -> None:
     """Writes evenly spaced frames of a video uint8 [T, H, W, 3], first and last included, side by side as a PNG."""
     moments = np.linspace(0, len(video) - 1, frames).round().astype(int)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, np.concatenate(video[moments], axis=1))
+    with replacing(path) as scratch:
+        imageio.imwrite(scratch, np.concatenate(video[moments], axis=1))

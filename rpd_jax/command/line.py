@@ -1,8 +1,9 @@
 """How every command of the project starts and ends: flags in, one clear sentence out when something is wrong."""
 
-import signal
+import contextlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -10,8 +11,11 @@ from ml_collections import ConfigDict
 
 from rpd_jax.command.help_text import HELP_FLAGS, short_usage
 from rpd_jax.command.wrong_flags import explain, explain_config_files, explain_leftover
-from rpd_jax.errors import UserError
-from rpd_jax.run.stop import Interrupted
+from rpd_jax.errors import UserError, no_room
+from rpd_jax.run.stop import STOPPED_STATUS, Interrupted, listen
+
+# As a shell reports a program that SIGPIPE ended: `... | head` has seen enough.
+_CLOSED_PIPE_STATUS = 141
 
 
 def run_command(
@@ -23,8 +27,9 @@ def run_command(
 ) -> None:
     """Parses absl flags and calls `main`.
 
-    Exits with status 2 and one sentence on wrong flags or a UserError, 130 when interrupted, and leaves the stack trace
-    to everything else, which is a mistake of ours.
+    Exits with status 2 and one sentence on wrong flags, a full disk or a UserError (which may name another status), 130
+    when interrupted, quietly where nobody reads its output any more, and leaves the stack trace to everything else,
+    which is a mistake of ours. A command that imports much calls `rpd_jax.run.stop.listen` itself before.
 
     Args:
         main: called without arguments, or with the list of those that are no flags if `positional` names them.
@@ -33,16 +38,49 @@ def run_command(
         default_config: file of the flag --config where the command line gives none. (As a default of the flag itself,
             ml_collections would read it, and stumble over mistakes in the settings, before flags are parsed.)
     """
+    if argv is None:  # else it is called inside of something else, a test, whose signals are its own
+        listen()
     if default_config and not any(argument.partition("=")[0] in ("--config", "-config") for argument in sys.argv):
         sys.argv.insert(1, f"--config={default_config}")
+    with _sentences_not_traces():
+        try:
+            app.run(
+                lambda arguments: _guarded(main, *([arguments[1:]] if positional else [])),
+                argv=argv,
+                flags_parser=lambda argv: _parse_flags(argv, positional),
+            )
+        finally:
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _sentences_not_traces() -> Iterator[None]:
+    """What goes wrong inside the `with` block, for a reason that is not ours, ends the process with one sentence."""
     try:
-        app.run(
-            lambda arguments: _guarded(main, *([arguments[1:]] if positional else [])),
-            argv=argv,
-            flags_parser=lambda argv: _parse_flags(argv, positional),
-        )
-    except Interrupted:
-        sys.exit(130)
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(STOPPED_STATUS)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except BrokenPipeError:
+        _forget_output()
+        sys.exit(_CLOSED_PIPE_STATUS)
+    except OSError as error:
+        cause = no_room(error)
+        if cause is None:
+            raise
+        _forget_output()
+        place = f"{error.filename} could not be written" if error.filename else "Something could not be written"
+        _refuse(f"{place} ({cause}): make room there and run the same command again.")
+
+
+def _forget_output() -> None:
+    """What the standard output did not take is dropped, or Python would try once more at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError):  # a test's own output has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
@@ -56,16 +94,11 @@ def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
 
 
 def _guarded(main: Callable[..., None], *arguments: list[str]) -> None:
-    # A shell lets what it starts in the background ignore Ctrl-C; here that must always be able to stop and save.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell their inner life at INFO
-    try:
+    # Inside of app.run, which prints a trace of whatever passes through it.
+    with _sentences_not_traces():
         main(*arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.stdout.flush()
 
 
 def _parse_flags(argv: Sequence[str], positional: str | None) -> list[str]:

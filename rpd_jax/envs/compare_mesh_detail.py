@@ -5,6 +5,11 @@ Steps the same episodes with random actions at every mesh detail, and prints the
 exact frame, then for each mesh detail the frame and its difference from the exact one, eight times as strong.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 from pathlib import Path
 
 import imageio.v2 as imageio

@@ -10,6 +10,11 @@ the cores) allow. CPU ms: what workers and trainer together spend on a frame. CP
 that, which holds on a crowded machine too. MiB: of one worker.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 import argparse
 import itertools
 import json

@@ -5,6 +5,11 @@ frames change, that all numbers are finite, that episode metrics say what the re
 workers' memory does not grow. Prints a table; exits with status 1 if anything is wrong.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 import sys
 
 import numpy as np

@@ -12,6 +12,11 @@ and --config.env.FIELD what any policy sees, as in train.py. DIR gets table.md, 
 as soon as it is measured.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 import functools
 import os
 

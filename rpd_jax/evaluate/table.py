@@ -1,12 +1,12 @@
 """A policy on many tasks: the numbers of the paper's Table I, as a console table, Markdown and JSON."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Column, Table
 
 from rpd_jax.markdown import markdown_table
+from rpd_jax.run.whole_file import write_json, write_whole
 
 COLUMNS = ("task", "trained on in the paper", "success", "95% interval", "mean reward", "mean length", "episodes")
 
@@ -42,12 +42,11 @@ def write_tables(folder: Path, name: str, settings: dict, rows: Sequence[dict], 
         rows: one per task.
         actions: a sentence on which actions were executed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     table = markdown_table(COLUMNS, map(_cells, rows))
     note = (
         f"{actions} Reward: normalised dense reward per step, mean over episodes; ± and brackets: 95% intervals.\n"
     ).lstrip()
     named = ", ".join(f"{name} {value}" for name, value in settings.items())
-    (folder / "table.md").write_text(f"# {name}\n\n{note}{named}.\n\n{table}\n")
+    write_whole(folder / "table.md", f"# {name}\n\n{note}{named}.\n\n{table}\n")
     content = {"policy": name, "settings": settings, "tasks": list(rows)}
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder / "results.json", content)

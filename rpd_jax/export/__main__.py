@@ -4,6 +4,11 @@ Writes the policy as a jax.export program, an ONNX graph, and weights with a scr
 checks that all three give the same actions, and measures them beside the teacher.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 import os
 
 # As in train.py.

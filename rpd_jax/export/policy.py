@@ -1,7 +1,9 @@
 """A policy folder, written from a trained student."""
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import jax
 import numpy as np
 
 from rpd_jax.errors import UserError
-from rpd_jax.evaluate.exported_policy import DESCRIPTION_FILE, JAX_FILE, ExportedPolicy
+from rpd_jax.evaluate.exported_policy import DESCRIPTION_FILE, JAX_FILE, ExportedPolicy, digest
 from rpd_jax.evaluate.trained_student import TrainedStudent
 from rpd_jax.export.weights import policy_weights
 from rpd_jax.tasks import find_task
@@ -18,6 +20,7 @@ ONNX_FILE, WEIGHTS_FILE, NUMPY_FILE = "policy.onnx", "weights.npz", "run_numpy.p
 _PLATFORMS = ("cpu", "cuda")
 # What the three forms may differ by: rounding in another order of summation.
 TOLERANCE = 1e-4
+_SCRATCH = ".export-"
 
 
 def export_policy(student: TrainedStudent, folder: str | Path) -> dict[str, float]:
@@ -37,29 +40,41 @@ def export_policy(student: TrainedStudent, folder: str | Path) -> dict[str, floa
         UserError: `folder` cannot be written, or a package is missing.
         RuntimeError: the forms disagree.
     """
-    from rpd_jax.export.onnx_graph import write_onnx
-
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot write to {folder} ({error.strerror}): choose another --output.") from error
+    for left in folder.glob(f"{_SCRATCH}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    # Beside the files of an earlier export, which stay whole where the disk is full.
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch:
+        differences = _write_forms(student, Path(scratch))
+        if max(differences.values()) > TOLERANCE:
+            raise RuntimeError(f"the exported forms for {folder} give different actions: {differences}")
+        for file in Path(scratch).iterdir():
+            os.replace(file, folder / file.name)
+    return differences
+
+
+def _write_forms(student: TrainedStudent, folder: Path) -> dict[str, float]:
+    """Writes all files but the README; returns the largest differences of the forms from the JAX program."""
+    from rpd_jax.export.onnx_graph import write_onnx
+
     weights = policy_weights(student)
-    (folder / JAX_FILE).write_bytes(_serialize(student))
+    program = _serialize(student)
+    (folder / JAX_FILE).write_bytes(program)
     write_onnx(weights, student.frame_shape, student.state_dim, folder / ONNX_FILE)
     np.savez(folder / WEIGHTS_FILE, **weights)
     shutil.copyfile(Path(__file__).with_name(NUMPY_FILE), folder / NUMPY_FILE)
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(_description(student), indent=2) + "\n")
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(_description(student, program), indent=2) + "\n")
     example = example_inputs(student.frame_shape, student.state_dim, batch=3)
     expected = np.asarray(ExportedPolicy(folder).act(**example))
     np.savez_compressed(folder / "example.npz", **example, actions=expected)
-    differences = {
+    return {
         "onnx": float(np.abs(onnx_policy(folder)(**example) - expected).max()),
         "numpy": float(np.abs(numpy_policy(folder)(**example) - expected).max()),
     }
-    if max(differences.values()) > TOLERANCE:
-        raise RuntimeError(f"the exported forms of {folder} give different actions: {differences}")
-    return differences
 
 
 def onnx_policy(folder: str | Path) -> Callable[..., np.ndarray]:
@@ -123,7 +138,7 @@ def _inputs(student: TrainedStudent) -> dict[str, tuple[tuple[int, ...], str]]:
     return inputs
 
 
-def _description(student: TrainedStudent) -> dict:
+def _description(student: TrainedStudent, program: bytes) -> dict:
     config = student.config
     return {
         "observation": student.network.observation,
@@ -145,4 +160,5 @@ def _description(student: TrainedStudent) -> dict:
         "iteration": student.iteration,
         "steps": student.iteration * config.env.num_envs * config.ppo.rollout_steps,
         "jax": jax.__version__,
+        "sha256": {JAX_FILE: digest(program)},
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rpd_jax.export import latency
 from rpd_jax.markdown import markdown_table
+from rpd_jax.run.whole_file import write_whole
 
 _TEXT = """# {task}: student of {run}
 
@@ -44,7 +45,7 @@ def write_readme(folder: Path, run: str | Path, rows: Sequence[tuple[str, ...]])
     )
     if rows:
         text += f"\nOne frame at a time, on {latency.machine()}:\n\n{markdown_table(latency.COLUMNS, rows)}\n"
-    (folder / "README.md").write_text(text)
+    write_whole(folder / "README.md", text)
 
 
 def _success(run: Path) -> str:

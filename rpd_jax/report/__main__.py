@@ -5,6 +5,11 @@ pictures as PNGs, and its tables of success as success.md. Runs may still be goi
 date.
 """
 
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
 from absl import flags
 
 from rpd_jax.command.line import run_command

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from rpd_jax.report.runs import ORDER, Panel, Series, find_runs, group
 from rpd_jax.report.statistics import mean_curve
+from rpd_jax.run.whole_file import replacing
 from rpd_jax.training_run.fields import STAGES
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
@@ -136,6 +137,8 @@ def _short_number(value: float, _position=None) -> str:
 
 
 def _save(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
-    plt.close(figure)
+    try:
+        with replacing(path) as scratch:
+            figure.savefig(scratch, dpi=200)
+    finally:
+        plt.close(figure)

@@ -4,7 +4,6 @@ import base64
 import datetime
 import importlib.resources
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.markdown import markdown_table
 from rpd_jax.report import figures, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
+from rpd_jax.run.whole_file import write_whole
 from rpd_jax.training_run.fields import FREE_FIELDS
 
 PAGE = "report.html"
@@ -69,7 +69,7 @@ def write_report(
         markdown_table(["final success", "student", "95% interval", "teacher", "finished seeds"], final),
         markdown_table(["environment steps until a success of", *rates], efficiency),
     ]
-    (folder / "success.md").write_text("\n\n".join(tables) + "\n")
+    write_whole(folder / "success.md", "\n\n".join(tables) + "\n")
     fields = differing_fields(runs, (*FREE_FIELDS, "seed"))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = (importlib.resources.files("rpd_jax.report") / "page.html").read_text()
@@ -100,10 +100,8 @@ def write_report(
             (name, value) for name, value in runs[0].config.items() if name not in (*fields, "seed")
         ),
     )
-    page, temporary = folder / PAGE, folder / f"{PAGE}.tmp"
-    temporary.write_text(html)
-    os.replace(temporary, page)  # a browser that reloads never sees half a page
-    return page
+    write_whole(folder / PAGE, html)  # a browser that reloads never sees half a page
+    return folder / PAGE
 
 
 def _panel_pictures(panel: Panel, folder: Path) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """The whole training state on disk, through Orbax: whole or not at all, the newest few and the best few kept."""
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,7 @@ class Checkpoints:
         metrics = None if success is None else {"success": success}
         items = {"state": ocp.args.StandardSave(state), self._progress_item: ocp.args.JsonSave(progress)}
         try:
+            _check_room(self._directory, state)
             with _silent_orbax():
                 self._manager.save(iteration, args=ocp.args.Composite(**items), metrics=metrics, force=True)
                 self._manager.wait_until_finished()
@@ -124,16 +128,30 @@ class Checkpoints:
         self._manager.close()
 
 
+def _check_room(directory: Path, state: Any) -> None:
+    """Raises OSError where the arrays of `state` do not fit onto the disk: Orbax would leave threads that complain."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    if shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
 @contextlib.contextmanager
 def _silent_orbax() -> Iterator[None]:
-    """Orbax's threads log the stack trace of each array that they could not write; the error itself is raised too."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    """Where a save fails, Orbax tells so by an error, and by a stack trace for each array, from threads and futures.
+
+    The traces are dropped; after a failure for good, since they still come when the process ends.
+    """
+    levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+    hook = sys.unraisablehook
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: (
+        None if "Event loop is closed" in str(unraisable.exc_value) else hook(unraisable)
+    )
+    yield
+    sys.unraisablehook = hook
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _success_of(metrics: dict[str, float]) -> float:

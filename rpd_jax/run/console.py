@@ -1,6 +1,7 @@
 """What a run prints: sentences, tables, progress."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -8,12 +9,14 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rpd_jax.run.stop import Interrupted
+
 
 class Console:
     """Prints for people: a moving bar in a terminal, plain lines in a log file."""
 
     def __init__(self, quiet: bool = False):
-        self._console = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+        self._console = _RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, sentence: str) -> None:
         """Prints one sentence."""
@@ -54,6 +57,16 @@ class Console:
         )
         with bar:
             yield RunProgress(self, bar, total, done, amount, unit)
+
+
+class _RichConsole(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: the run is to save and end, and to say nothing more."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+        raise Interrupted("closed pipe")
 
 
 class RunProgress:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
 from rpd_jax.run.lock import LOCK_FILE
+from rpd_jax.run.whole_file import write_whole
 
 CONFIG_FILE = "config.json"
 
@@ -74,10 +74,7 @@ def open_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
     if path.exists():
         return workdir
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True) + "\n")
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"Cannot write to {workdir} ({error.strerror}): choose another --workdir.") from error
     return workdir

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from rpd_jax.run.wandb_log import WandbLog
+from rpd_jax.run.whole_file import write_whole
 
 
 class MetricsLog:
@@ -82,12 +82,7 @@ def _drop_from(path: Path, counter: str, first: int) -> None:
     if kept == content:
         return
     # Whole or not at all: neither a kill in the middle nor a full disk must cost the lines so far.
-    scratch = path.with_suffix(".tmp")
-    try:
-        scratch.write_text(kept)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_whole(path, kept)
 
 
 def _count_of(line: str, counter: str) -> float:

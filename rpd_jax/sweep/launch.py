@@ -9,6 +9,7 @@ from pathlib import Path
 import submitit
 
 from rpd_jax.errors import UserError
+from rpd_jax.run.stop import interrupts_raise
 from rpd_jax.sweep.grid import Job
 from rpd_jax.sweep.job_process import JobProcess, read_record, write_record
 from rpd_jax.sweep.status import is_running
@@ -20,6 +21,7 @@ _SECONDS_TO_END = 120
 _MAX_TIMEOUTS = 100
 
 
+@interrupts_raise()
 def launch_local(
     jobs: Sequence[Job],
     folder: Path,

@@ -1,10 +1,6 @@
 """A checkpoint so small that training it compiles in seconds, and demos to train it on."""
 
-import json
-
-import h5py
 import jax
-import numpy as np
 import pytest
 
 from octo_teacher.finetuning.octo_nano import ENCODER, TOKENIZER, TOKENS, write_text_files
@@ -34,20 +30,3 @@ def micro_octo(tmp_path_factory):
     model = OctoModel.from_config(config, batch, rng=jax.random.key(7), folder=folder / "text")
     model.save_pretrained(0, folder / "model")
     return folder / "model"
-
-
-@pytest.fixture(scope="session")
-def bright_demos(tmp_path_factory):
-    """Four episodes of six steps; their frames are bright where the action's x is positive, dark elsewhere."""
-    path = tmp_path_factory.mktemp("demos") / "demos.h5"
-    rng = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        for index in range(4):
-            actions = np.zeros((6, 7), np.float32)
-            actions[:, 0] = rng.choice([-0.5, 0.5], size=6)
-            frames = rng.integers(0, 50, (7, 32, 32, 3)) + 200 * (np.append(actions[:, 0], 0) > 0)[:, None, None, None]
-            file[f"traj_{index}/actions"] = actions
-            file[f"traj_{index}/obs/sensor_data/human_camera/rgb"] = frames.astype(np.uint8)
-    header = {"env_info": {"env_id": "PushCube-v1"}, "episodes": [{"episode_id": i} for i in range(4)]}
-    path.with_suffix(".json").write_text(json.dumps(header))
-    return path

@@ -158,14 +158,11 @@ def test_a_run_whose_parameters_diverge_ends_with_its_last_good_checkpoint(setti
 
 
 @pytest.mark.parametrize("small_disk", ["6m"], indirect=True)
-def test_a_full_disk_gives_one_sentence_and_the_same_command_continues(settings, finished, small_disk):
-    workdir, filler = small_disk / "run", small_disk / "filler"
+def test_a_full_disk_gives_one_sentence_and_the_same_command_continues(settings, finished, small_disk, fill):
+    workdir = small_disk / "run"
     with pytest.raises(Killed):
         go(KilledInItsFifthStep, make_config(settings), workdir)
-    filler.write_bytes(b"")
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+    filler = fill(small_disk)
     sentence = "No space left on device.: make room on the disk and run the same command again."
     with pytest.raises(UserError, match=sentence):
         finetune(make_config(settings), workdir)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 
 from configs import default
 from rpd_jax import settings
-from rpd_jax.errors import UserError
+from rpd_jax.errors import UserError, no_room
 from rpd_jax.evaluate.policies import exported_policy, run_policy
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.export import policy
@@ -139,3 +140,43 @@ def test_what_cannot_be_exported_is_told(exported, tmp_path):
         export_policy(load_student(run), tmp_path / "file" / "policy")
     with pytest.raises(UserError, match="is no policy folder"):
         ExportedPolicy(run)
+
+
+@pytest.mark.parametrize("small_disk", ["64m"], indirect=True)
+def test_a_full_disk_leaves_the_export_that_was_there(exported, small_disk, fill):
+    run, folder = exported
+    old = shutil.copytree(folder, small_disk / "policy")
+    fill(small_disk)
+    with pytest.raises(OSError) as caught:
+        export_policy(load_student(run), old)
+    assert no_room(caught.value)
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "keep", "sentence"),
+    [
+        ("policy.jax", 1000, "policy.jax is not as it was written"),
+        ("policy.jax", 0, "policy.jax is not as it was written"),
+        ("policy.json", 100, "is no policy folder"),
+    ],
+)
+def test_a_policy_that_was_cut_short_is_refused(exported, tmp_path, file, keep, sentence):
+    folder = shutil.copytree(exported[1], tmp_path / "policy")
+    (folder / file).write_bytes((folder / file).read_bytes()[:keep])
+    with pytest.raises(UserError, match=sentence):
+        exported_policy(str(folder))
+
+
+def test_a_policy_of_an_older_version_that_was_cut_short_is_refused(exported, tmp_path):
+    folder = shutil.copytree(exported[1], tmp_path / "policy")
+    description = json.loads((folder / "policy.json").read_text())
+    del description["sha256"]
+    (folder / "policy.json").write_text(json.dumps(description))
+    assert exported_policy(str(folder)).task == "PushCube-v1"
+    for keep in (0, 100, 1000):
+        (folder / "policy.jax").write_bytes((exported[1] / "policy.jax").read_bytes()[:keep])
+        with pytest.raises(UserError, match="is of another JAX"):
+            exported_policy(str(folder))

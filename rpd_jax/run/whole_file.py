@@ -1,0 +1,34 @@
+"""Files that are whole or not there: a kill or a full disk leaves what was there before."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields another name beside `path`, with its ending, to write to; it becomes `path` if the `with` block ends well.
+
+    The folder is made if missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Writes a text or bytes."""
+    with replacing(path) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, values: dict) -> None:
+    """Writes `values` as JSON."""
+    write_whole(path, json.dumps(values, indent=2) + "\n")
