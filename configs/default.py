@@ -49,6 +49,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.refresh = "rollout"  # rollout: a frame keeps its label | epoch: new samples of it in each update epoch
     c.teacher.overlap = "auto"  # on: looks at frames while the environments step | off: afterwards | auto: if it helps
     c.teacher.dataset = ""  # whose statistics un-normalise its actions; empty: the checkpoint's only one
+    c.teacher.gripper = "auto"  # auto: by its statistics | signed: -1..1 | open: 0..1, 1 open | closed: 0..1, 0 open
     c.teacher.openvla_checkpoint = "hf://Juelg/openvla-7b-finetuned-maniskill"  # openvla: if no checkpoint is given
     c.teacher.python = ""  # openvla: interpreter of the workers' environment (`make openvla-env`); empty: this one
     c.teacher.devices = ("auto",)  # openvla: one worker for each, such as ("cuda:0", "cuda:1"); auto: the GPU, or "cpu"

@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.serialization import msgpack_restore, msgpack_serialize
 
+from octo_teacher.action_statistics import FINETUNE_CONFIG
 from octo_teacher.model.octo_module import OctoModule, param_shapes
 from octo_teacher.model.text import SETTINGS_FILE, mend_settings
 from rpd_jax.errors import UserError
@@ -53,6 +54,9 @@ def read(path: str | Path, step: int | None = None) -> Checkpoint:
     if not folder.is_dir():
         raise UserError(f"There is no checkpoint folder {folder}: give a folder with config.json, or hf://owner/name.")
     config = _upgrade_config(_read_json(folder / "config.json"))
+    if (folder / f"{FINETUNE_CONFIG}.json").is_file():
+        # Fine-tuning with the original code leaves config.json as it was pretrained with.
+        config[FINETUNE_CONFIG] = _read_json(folder / f"{FINETUNE_CONFIG}.json")
     step = find_step(folder, step)
     shapes, load_params = open_params(folder / str(step) / "default")
     return Checkpoint(
@@ -162,6 +166,16 @@ def check_params(params: Mapping[str, Any], module: OctoModule, example_batch: M
             raise UserError(f"Parameter {name} has shape {tuple(given[name].shape)}; config.json needs {leaf.shape}.")
         if not jax.numpy.issubdtype(given[name].dtype, jax.numpy.floating):
             raise UserError(f"Parameter {name} has dtype {given[name].dtype}; weights must be floating-point numbers.")
+
+
+def check_finite(params: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError if a weight is no finite number, with its name; `folder` is where it is from."""
+    for name, value in flax.traverse_util.flatten_dict(dict(params), sep="/").items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"Parameter {name} in {folder} has numbers that are not finite: copy the checkpoint again, or take an "
+                "earlier step."
+            )
 
 
 def write(

@@ -1,6 +1,5 @@
 """OctoModel: an Octo network with its weights, configuration, text processor and statistics."""
 
-import enum
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from octo_teacher import checkpoints
+from octo_teacher.action_statistics import NormalizationType, named_normalization, read_statistics
 from octo_teacher.model.action_heads import Metrics, SamplingNoise
 from octo_teacher.model.octo_module import OctoModule, create_module, init_params
 from octo_teacher.model.text import TextProcessor, load_text_processor
@@ -20,16 +20,6 @@ from octo_teacher.model.tokenizers import Data
 from rpd_jax.errors import UserError
 
 Params = Mapping[str, Any]
-
-
-class NormalizationType(enum.StrEnum):
-    """How a model's actions were normalised.
-
-    NORMAL: (a - mean) / std. BOUNDS: p01 .. p99 to [-1, 1]. Only dimensions where the statistics' mask is True.
-    """
-
-    NORMAL = "normal"
-    BOUNDS = "bounds"
 
 
 @flax.struct.dataclass
@@ -51,6 +41,7 @@ class OctoModel:
         example_batch: {"observation", "task", ...} with batch 1: what the model was trained with.
         dataset_statistics: {dataset: {"action": {"mean", "std", ...}}}, or {"action": ...}; None if unknown.
         assets: files of the checkpoint that `save_pretrained` copies: path inside the checkpoint -> source.
+        source: where it was loaded from, for messages.
     """
 
     module: OctoModule = flax.struct.field(pytree_node=False)
@@ -60,6 +51,7 @@ class OctoModel:
     example_batch: Data
     dataset_statistics: Data | None
     assets: dict[str, Path] = flax.struct.field(pytree_node=False, default_factory=dict)
+    source: str = flax.struct.field(pytree_node=False, default="The checkpoint")
 
     @classmethod
     def load_pretrained(cls, checkpoint_path: str | Path, step: int | None = None) -> "OctoModel":
@@ -75,14 +67,17 @@ class OctoModel:
         checkpoint = checkpoints.read(checkpoint_path, step)
         module = create_module(checkpoint.config, checkpoint.folder, checkpoint.shapes)
         checkpoints.check_params(checkpoint.shapes, module, checkpoint.example_batch)
+        params = checkpoint.load_params()
+        checkpoints.check_finite(params, checkpoint.folder / str(checkpoint.step) / "default")
         return cls(
             module=module,
             config=checkpoint.config,
             text_processor=load_text_processor(checkpoint.config.get("text_processor"), checkpoint.folder),
-            params=jax.tree.map(jnp.asarray, checkpoint.load_params()),
+            params=jax.tree.map(jnp.asarray, params),
             example_batch=checkpoint.example_batch,
             dataset_statistics=checkpoint.dataset_statistics,
             assets=checkpoint.assets,
+            source=str(checkpoint_path),
         )
 
     @classmethod
@@ -212,7 +207,7 @@ class OctoModel:
         observations: Data,
         tasks: Data,
         unnormalization_statistics: Data | None = None,
-        normalization_type: NormalizationType = NormalizationType.NORMAL,
+        normalization_type: NormalizationType | None = None,
         timestep_pad_mask: jax.Array | None = None,
         train: bool = False,
         argmax: bool = False,
@@ -227,7 +222,8 @@ class OctoModel:
             observations, tasks: see `run_transformer`.
             unnormalization_statistics: {"mean", "std", "mask", ...} of the wanted embodiment; actions are cut to its
                 number of dimensions. None returns normalised actions.
-            normalization_type: how the model's actions were normalised.
+            normalization_type: how the model's actions were normalised; if None, as its config.json names it, NORMAL
+                if it names nothing.
             timestep_pad_mask: bool [B, W]; observations["timestep_pad_mask"] if None.
             argmax, temperature: for discrete heads.
             sample_shape: leading shape of independent samples; the transformer runs once for all of them.
@@ -242,17 +238,21 @@ class OctoModel:
                 raise UserError("sample_actions needs timestep_pad_mask, as an argument or in the observations.")
             timestep_pad_mask = observations["timestep_pad_mask"]
         observations, tasks = self._check_inputs(observations, tasks)
-        normalization_type = NormalizationType(normalization_type)
-        dims = None
+        statistics = None
         if unnormalization_statistics is not None:
-            statistics = check_statistics(unnormalization_statistics, normalization_type)
-            dims = len(next(iter(statistics.values())))
+            if normalization_type is None:
+                normalization_type = self.normalization_type(self._name_of(unnormalization_statistics))
+            statistics = read_statistics(
+                unnormalization_statistics,
+                NormalizationType(normalization_type),
+                self.module.heads["action"].action_dim,
+            )
         actions = _sample_actions(
             self.module,
             train,
             argmax,
             tuple(sample_shape),
-            dims,
+            None if statistics is None else statistics.action_dim,
             self.params,
             observations,
             tasks,
@@ -261,9 +261,21 @@ class OctoModel:
             temperature,
             noise,
         )
-        if unnormalization_statistics is not None:
-            actions = unnormalize(actions, statistics, normalization_type)
-        return actions
+        return actions if statistics is None else statistics.unnormalize(actions)
+
+    def normalization_type(self, dataset: str | None) -> NormalizationType:
+        """How the actions of a data set were normalised, as config.json names it; NORMAL if it names nothing.
+
+        Raises:
+            UserError: it names a type that is not known, or several and none of them for this data set.
+        """
+        return named_normalization(self.config, dataset) or NormalizationType.NORMAL
+
+    def _name_of(self, statistics: Data) -> str | None:
+        for name, entry in (self.dataset_statistics or {}).items():
+            if isinstance(entry, Mapping) and entry.get("action") is statistics:
+                return name
+        return None
 
     def loss(
         self, params: Params, batch: Data, rng: jax.Array | None, train: bool = True, **head_kwargs: Any
@@ -341,41 +353,6 @@ def lower_sample_actions(
     static = (model.module, False, False, (), None)
     traced = (model.params, observations, tasks, observations["timestep_pad_mask"], jax.random.key(0), 1.0, None)
     return _sample_actions.lower(*static, *traced), traced
-
-
-def check_statistics(statistics: Data, normalization_type: NormalizationType) -> dict[str, np.ndarray]:
-    """Returns the entries that un-normalisation reads, float32 (mask: bool) [action_dim] each.
-
-    Raises:
-        UserError: one is missing, or they differ in length.
-    """
-    names = ("mean", "std") if normalization_type == NormalizationType.NORMAL else ("p01", "p99")
-    missing = [name for name in names if name not in statistics]
-    if missing:
-        raise UserError(
-            f"The action statistics lack {missing[0]!r}, which normalization_type={normalization_type.value} needs"
-            + (": choose one dataset of dataset_statistics and its 'action'." if "action" not in statistics else ".")
-        )
-    entries = {name: np.asarray(statistics[name], np.float32) for name in names}
-    entries["mask"] = np.asarray(statistics.get("mask", np.ones(len(entries[names[0]]), bool)), bool)
-    if len({value.shape for value in entries.values()}) != 1:
-        raise UserError(f"The action statistics {', '.join(entries)} differ in length.")
-    return entries
-
-
-def unnormalize(actions: jax.Array, statistics: Data, normalization_type: NormalizationType) -> jax.Array:
-    """Maps normalised actions [..., action_dim] back, and cuts them to the length of the statistics.
-
-    Takes what `check_statistics` returns.
-
-    NORMAL: a * std + mean. BOUNDS: (a + 1) * (p99 - p01) / 2 + p01. Where the mask is False, a stays. Not clipped.
-    """
-    actions = actions[..., : len(statistics["mask"])]
-    if normalization_type == NormalizationType.NORMAL:
-        mapped = actions * statistics["std"] + statistics["mean"]
-    else:
-        mapped = (actions + 1) * (statistics["p99"] - statistics["p01"]) / 2 + statistics["p01"]
-    return jnp.where(statistics["mask"], mapped, actions)
 
 
 def check_shapes(data: Data, example: Data, kind: str, skip: int) -> None:

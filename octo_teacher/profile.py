@@ -35,6 +35,7 @@ from octo_teacher.model.octo_module import create_module, param_shapes
 from octo_teacher.model.token_groups import TokenGroup
 from octo_teacher.octo_model import OctoModel, lower_sample_actions
 from octo_teacher.teacher import PRECISIONS, OctoTeacher
+from rpd_jax.action_convention import ACTION_DIM
 from rpd_jax.errors import UserError
 
 INSTRUCTION = "push the cube away from the robot base"
@@ -95,7 +96,7 @@ def random_model(name: str) -> OctoModel:
         text_processor=FixedIds(tokens),
         params=params,
         example_batch=batch,
-        dataset_statistics=None,
+        dataset_statistics={"random": {"action": {"mean": [0.0] * ACTION_DIM, "std": [1.0] * ACTION_DIM}}},
     )
 
 
@@ -179,7 +180,18 @@ def measure_parts(teacher: OctoTeacher, batch: int, samples: int, repeats: int) 
 
         return module.apply(params, method=run)
 
-    size = transformer.readouts[head.readout_key.removeprefix("readout_")]
+    groups = jax.eval_shape(
+        lambda params, rgb: module.apply(
+            params,
+            {teacher.camera: rgb},
+            tasks,
+            jnp.ones((1, 1), bool),
+            method=lambda m, *args: m.octo_transformer(*args),
+        ),
+        params,
+        rgb[:1],
+    )
+    size = groups[head.readout_key].tokens.shape[-2]
     tokens = jnp.zeros((batch, 1, size, transformer.token_embedding_size), transformer.dtype)
     outputs = {head.readout_key: TokenGroup(tokens, jnp.ones(tokens.shape[:-1], bool))}
 

@@ -1,5 +1,6 @@
 """An Octo model as a teacher: labels camera frames with actions, as fast as the device allows."""
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,17 +12,23 @@ import numpy as np
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
+from octo_teacher.action_statistics import ActionStatistics, NormalizationType, choose_statistics, read_statistics
 from octo_teacher.embedded import DEFAULT, find_checkpoint
 from octo_teacher.model.action_heads import DiffusionActionHead, SamplingNoise
 from octo_teacher.model.octo_module import OctoModule, Prefix
 from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
-from octo_teacher.octo_model import NormalizationType, OctoModel, check_statistics, unnormalize
+from octo_teacher.octo_model import OctoModel
+from rpd_jax.action_convention import check_action_dim, choose_gripper, gripper_to_environment
 from rpd_jax.errors import UserError
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MAX_CHUNK = 256
 # On a CPU larger batches only fall out of the cache.
 CPU_CHUNK = 16
+
+
+def _print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class OctoTeacher:
@@ -32,23 +39,25 @@ class OctoTeacher:
     constant black: their share of the first convolution is computed once per batch. All samples of a frame share one
     transformer pass.
 
-    Actions are un-normalised with the checkpoint's statistics and clipped to [-1, 1]. They mean what the demos of its
-    training meant; for ManiSkill's pd_ee_delta_pose: translation, rotation, gripper with +1 = open.
+    Actions are un-normalised with the checkpoint's statistics, the gripper is turned into the environment's (+1 = open)
+    and all is clipped to [-1, 1].
 
     Attributes:
+        gripper_note: what the gripper's number was taken to mean, and why.
         worthwhile_batch: 1: on the accelerator the next step's actions of the student wait for these labels, so that
             they should be as few as a step has frames.
 
     Args:
         model: the model.
-        dataset: whose statistics un-normalise; not needed if the model has statistics of one dataset, or none.
-        normalization_type: how the model's actions were normalised.
+        dataset: whose statistics un-normalise; not needed if the model has statistics of one dataset.
+        normalization_type: how the model's actions were normalised; as its config.json names it if None.
+        gripper: what the gripper's number means, see `action_convention.choose_gripper`.
         camera: observation key of the frames; "image_primary", or the model's first image, if None.
         chunk_size: frames per pass through the network, which bounds memory; chosen from the device's memory if None.
         precision: "float32", or "bfloat16" for tokenizers and transformer.
 
     Raises:
-        UserError: statistics or camera cannot be chosen.
+        UserError: statistics or camera cannot be chosen, or the actions are not the environment's.
     """
 
     worthwhile_batch = 1
@@ -58,7 +67,8 @@ class OctoTeacher:
         model: OctoModel,
         *,
         dataset: str | None = None,
-        normalization_type: NormalizationType = NormalizationType.NORMAL,
+        normalization_type: NormalizationType | None = None,
+        gripper: str = "auto",
         camera: str | None = None,
         chunk_size: int | None = None,
         precision: str = "float32",
@@ -71,18 +81,37 @@ class OctoTeacher:
         self.chunk_size = _default_chunk(model, self.image_size) if chunk_size is None else chunk_size
         if self.chunk_size < 1:
             raise UserError(f"chunk_size={chunk_size} must be at least 1.")
-        self._normalization_type = NormalizationType(normalization_type)
-        statistics = choose_statistics(model.dataset_statistics, dataset)
-        self._statistics = None if statistics is None else check_statistics(statistics, self._normalization_type)
+        self._read_statistics(model, dataset, normalization_type, gripper)
         dtype = PRECISIONS[precision]
         self.module = with_dtype(model.module, dtype)
         self.params = cast_weights(model.params, dtype)
         self._prefixes: dict[str, tuple[Prefix, dict[str, Any]]] = {}
 
     @classmethod
-    def load(cls, checkpoint: str | Path, **kwargs: Any) -> "OctoTeacher":
-        """Loads a teacher from a checkpoint folder or hf://owner/name; `kwargs` as for the class."""
-        return cls(OctoModel.load_pretrained(checkpoint), **kwargs)
+    def load(
+        cls, checkpoint: str | Path, *, say: Callable[[str], None] = _print_to_stderr, **kwargs: Any
+    ) -> "OctoTeacher":
+        """Loads a teacher from a checkpoint folder or hf://owner/name; `kwargs` as for the class.
+
+        `say` is told what the gripper's number is taken to mean.
+        """
+        teacher = cls(OctoModel.load_pretrained(checkpoint), **kwargs)
+        say(f"Octo: {teacher.gripper_note}.")
+        return teacher
+
+    def _read_statistics(
+        self, model: OctoModel, dataset: str | None, kind: NormalizationType | None, gripper: str
+    ) -> None:
+        name, entry = choose_statistics(model.dataset_statistics, dataset, model.source)
+        whose = "its action statistics" if name is None else f"the action statistics of {name!r}"
+        self._statistics = read_statistics(
+            entry,
+            model.normalization_type(name) if kind is None else NormalizationType(kind),
+            model.module.heads["action"].action_dim,
+            f"{model.source}: {whose}",
+        )
+        check_action_dim(self._statistics.action_dim, f"{model.source}, by {whose},")
+        self._gripper, self.gripper_note = choose_gripper(gripper, entry, whose)
 
     def act(
         self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
@@ -159,32 +188,11 @@ class OctoTeacher:
             self.camera,
             self.image_size,
             num_samples,
-            self._normalization_type,
+            self._gripper,
             self.params,
             *self._prefixes[instruction],
             self._statistics,
         )
-
-
-def choose_statistics(statistics: Mapping[str, Any] | None, dataset: str | None) -> Mapping[str, Any] | None:
-    """Returns the action statistics of a dataset; those of the only one if `dataset` is None; None if there are none.
-
-    Raises:
-        UserError: no such dataset, or several to choose from.
-    """
-    if not statistics:
-        return None
-    if "action" in statistics and dataset is None:
-        return statistics["action"]
-    names = [name for name, entry in statistics.items() if isinstance(entry, Mapping) and "action" in entry]
-    if dataset is None and len(names) == 1:
-        return statistics[names[0]]["action"]
-    if dataset not in names:
-        raise UserError(
-            f"The checkpoint has action statistics of {', '.join(names) or 'no dataset'}; dataset={dataset!r} "
-            "is not one of them."
-        )
-    return statistics[dataset]["action"]
 
 
 def with_dtype(module: OctoModule, dtype: Any) -> OctoModule:
@@ -235,11 +243,11 @@ def _label(
     camera: str,
     image_size: tuple[int, int],
     num_samples: int,
-    normalization_type: NormalizationType,
+    gripper: str,
     params: Any,
     prefix: Prefix,
     tasks: Any,
-    statistics: Any,
+    statistics: ActionStatistics,
     rgb: jax.Array,
     key: jax.Array,
     start: jax.Array,
@@ -260,14 +268,12 @@ def _label(
         prefix=prefix,
         readout_only=True,
         sample_shape=(num_samples,),
-        embodiment_action_dim=None if statistics is None else len(statistics["mask"]),
+        embodiment_action_dim=statistics.action_dim,
         rng=jax.random.fold_in(key, start),
         noise=noise,
         method="sample_actions",
     )[:, :, 0]
-    if statistics is not None:
-        actions = unnormalize(actions, statistics, normalization_type)
-    return jnp.clip(actions, -1.0, 1.0)
+    return jnp.clip(gripper_to_environment(statistics.unnormalize(actions), gripper), -1.0, 1.0)
 
 
 def _rows(rgb: jax.Array | np.ndarray, start: int, size: int) -> jax.Array:
@@ -288,15 +294,21 @@ def _choose_camera(model: OctoModel, camera: str | None) -> str:
         camera = "image_primary" if "image_primary" in images else next(iter(images), None)
     if camera not in images:
         raise UserError(f"The checkpoint has no camera {camera!r}: it has {', '.join(images) or 'none'}.")
-    readers = 0
+    read = set()
     for name, tokenizer in model.module.octo_transformer.observation_tokenizers.items():
         if isinstance(tokenizer, ImageTokenizer):
             stacked = matching_keys(tokenizer.obs_stack_keys, model.example_batch["observation"])
             if camera in stacked and len(stacked) > 1:
                 raise UserError(f"The tokenizer {name!r} stacks {', '.join(stacked)}; a teacher has one camera only.")
-            readers += camera in stacked
-    if not readers:
+            read |= {f"obs_{name}"} if camera in stacked else set()
+    if not read:
         raise UserError(f"No tokenizer of the checkpoint reads the camera {camera!r}.")
+    wanted = model.module.heads["action"].readout_key
+    if wanted.startswith("obs_") and not wanted.startswith("obs_task_") and wanted not in read:
+        raise UserError(
+            f"The checkpoint's action head reads the tokens {wanted!r} alone, which a teacher, that is given frames of "
+            f"{camera!r} and an instruction, has no input for."
+        )
     return camera
 
 
@@ -317,10 +329,11 @@ def _default_chunk(model: OctoModel, image_size: tuple[int, int]) -> int:
 
 
 def load(config: ConfigDict) -> OctoTeacher:
-    """The teacher `octo` of `rpd_jax.teachers`: reads checkpoint, dataset and precision of `config.teacher`."""
+    """The teacher `octo` of `rpd_jax.teachers`: reads `config.teacher`."""
     settings = config.teacher
     return OctoTeacher.load(
         find_checkpoint(settings.checkpoint or DEFAULT),
         dataset=settings.get("dataset") or None,
+        gripper=settings.get("gripper") or "auto",
         precision=settings.get("precision") or "float32",
     )

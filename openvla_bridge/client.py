@@ -19,6 +19,7 @@ from openvla_bridge.errors import BridgeError
 from openvla_bridge.replicas import Speed, split_by_speed, split_evenly
 from openvla_bridge.ring import RingLayout
 from openvla_bridge.worker_process import SLOTS, WorkerProcess
+from rpd_jax.action_convention import GRIPPERS, check_action_dim, choose_gripper
 from rpd_jax.errors import UserError
 
 
@@ -29,9 +30,9 @@ def _print_to_stderr(text: str) -> None:
 class OpenVLATeacher:
     """Labels frames with the actions of an OpenVLA checkpoint, on one worker per device.
 
-    Actions are un-normalised with the checkpoint's statistics; the gripper is turned from 0..1 to -1..1; all is clipped
-    to [-1, 1]. The actions of frame i depend on that frame, `instruction`, `key` and i only, up to the rounding of
-    differently sized batches.
+    Actions are un-normalised with the checkpoint's statistics, the gripper is turned into the environment's (+1 = open)
+    and all is clipped to [-1, 1]. The actions of frame i depend on that frame, `instruction`, `key` and i only, up to
+    the rounding of differently sized batches.
 
     Attributes:
         worthwhile_batch: what keeps all workers busy with batches of `batch_size`.
@@ -42,6 +43,7 @@ class OpenVLATeacher:
         python: the interpreter of the workers' environment; this one if empty.
         precision: "float32" or "bfloat16".
         dataset: whose statistics un-normalise (`unnorm_key`); may be empty if the checkpoint has those of one.
+        gripper: what the gripper's number means, see `action_convention.choose_gripper`.
         temperature: of sampled tokens; 0 takes the most likely ones.
         batch_size: frames that go through the model at a time.
         start_timeout: seconds without news from a starting worker until it is given up.
@@ -60,6 +62,7 @@ class OpenVLATeacher:
         python: str = "",
         precision: str = "float32",
         dataset: str = "",
+        gripper: str = "auto",
         temperature: float = 0.0,
         batch_size: int = 32,
         start_timeout: float = 1800.0,
@@ -98,7 +101,15 @@ class OpenVLATeacher:
                 worker.greet()
                 worker.request_load(checkpoint, device, precision, dataset or None, batch_size, threads)
             for worker in self._workers:
-                self.action_dim = worker.wait_until_loaded()
+                self.action_dim, known = worker.wait_until_known()
+                check_action_dim(self.action_dim, checkpoint)
+                convention, note = choose_gripper(
+                    gripper, {name: [value] for name, value in known.items()}, "its action statistics"
+                )
+                worker.gripper = GRIPPERS[convention]
+            say(f"OpenVLA: {note}.")
+            for worker in self._workers:
+                worker.wait_until_loaded()
         except BridgeError as error:
             self.close()
             raise UserError(str(error)) from None
@@ -266,6 +277,7 @@ def load(config: ConfigDict) -> OpenVLATeacher:
         python=settings.python,
         precision=settings.precision,
         dataset=settings.dataset,
+        gripper=settings.get("gripper") or "auto",
         temperature=settings.temperature,
         batch_size=settings.batch_size,
         start_timeout=settings.start_timeout,

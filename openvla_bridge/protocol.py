@@ -8,12 +8,15 @@ Client to worker, {"do": ...}:
     hello    version, die_with_parent           must come first
     load     checkpoint, device, precision, unnorm_key, batch_size, threads
     attach   slots, batch, height, width, samples, action_dim: the ring's layout, see `ring.RingLayout`
-    label    slot, count, instruction, samples, temperature: frames (and uniforms) of a slot to actions in it
+    label    slot, count, instruction, samples, temperature, gripper: frames (and uniforms) of a slot to actions in it;
+             gripper is the scale and the shift of the actions' last number
     echo     slot: is only answered
 Worker to client, {"event": ...}:
     hello    version
     note     text: progress, for the user to see; comes at any time
-    ready    action_dim                         the answer to load
+    known    action_dim, gripper                the first answer to load, before weights are read; gripper holds the
+                                                statistics of the actions' last number by their names
+    ready                                       the second answer to load
     attached                                    the answer to attach
     done     slot, count, seconds, other_tokens the answer to label and echo, in their order
     error    text, user: whether the text alone tells the user what to do
@@ -23,7 +26,7 @@ import json
 from multiprocessing.connection import Connection
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE = 1 << 20
 
 

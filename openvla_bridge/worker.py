@@ -66,7 +66,7 @@ class Worker:
             torch.set_num_threads(threads)
         self._batch_size = batch_size
         try:
-            self._policy = OpenVLAPolicy.load(checkpoint, device, precision, unnorm_key, self._note)
+            self._policy = OpenVLAPolicy.load(checkpoint, device, precision, unnorm_key, self._note, self._tell)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -74,7 +74,7 @@ class Worker:
                 f"The model does not fit into the memory of {device}: set teacher.precision='bfloat16', or give "
                 "teacher.devices a larger device."
             ) from None
-        self._send("ready", action_dim=self._policy.action_dim)
+        self._send("ready")
 
     def attach(self, **layout: int) -> None:
         """Maps the shared memory."""
@@ -83,7 +83,9 @@ class Worker:
         self._slots = map_slots(self._memory, RingLayout(**layout))
         self._send("attached")
 
-    def label(self, slot: int, count: int, instruction: str, samples: int, temperature: float) -> None:
+    def label(
+        self, slot: int, count: int, instruction: str, samples: int, temperature: float, gripper: list[float]
+    ) -> None:
         """Writes the actions of a slot's first `count` frames."""
         started = time.perf_counter()
         arrays = self._slots[slot]
@@ -103,7 +105,7 @@ class Worker:
                     raise
                 self._halve_batch(end - begin, error)
                 continue
-            arrays.actions[:samples, begin:end] = self._policy.environment_actions(tokens)
+            arrays.actions[:samples, begin:end] = self._policy.environment_actions(tokens, tuple(gripper))
             begin, other = end, other + self._policy.count_other(tokens)
         self._send("done", slot=slot, count=count, seconds=time.perf_counter() - started, other_tokens=other)
 
@@ -127,6 +129,9 @@ class Worker:
             f"out of memory with {frames} frames at a time; continues with {self._batch_size} "
             f"(teacher.batch_size={self._batch_size} spares the attempt)"
         )
+
+    def _tell(self, statistics: Any) -> None:
+        self._send("known", action_dim=statistics.action_dim, gripper=statistics.gripper)
 
     def _note(self, text: str) -> None:
         self._send("note", text=text)

@@ -38,7 +38,12 @@ class WorkerProcess:
         start_timeout: seconds without any news until the start counts as failed.
         request_timeout: seconds until a request counts as hung.
         say: is told the worker's progress.
+
+    Attributes:
+        gripper: scale and shift of the actions' last number; to be set before labels are asked for.
     """
+
+    gripper: tuple[float, float] = (1.0, 0.0)
 
     def __init__(
         self,
@@ -102,7 +107,7 @@ class WorkerProcess:
         batch_size: int,
         threads: int | None = None,
     ) -> None:
-        """Tells the worker to load a model; `wait_until_loaded` must follow."""
+        """Tells the worker to load a model; `wait_until_known` and `wait_until_loaded` must follow."""
         self._send(
             "load",
             checkpoint=checkpoint,
@@ -113,10 +118,17 @@ class WorkerProcess:
             threads=threads,
         )
 
-    def wait_until_loaded(self) -> int:
-        """Returns the number of action dimensions."""
-        answer = self._wait_for("ready", self._start_timeout, "teacher.start_timeout")
-        return self._whole(answer, "action_dim", 1, 1024)
+    def wait_until_known(self) -> tuple[int, dict[str, float]]:
+        """Returns the number of action dimensions and the statistics of the last one, before weights are read."""
+        answer = self._wait_for("known", self._start_timeout, "teacher.start_timeout")
+        gripper = answer.get("gripper")
+        if not isinstance(gripper, dict) or not all(isinstance(value, int | float) for value in gripper.values()):
+            self._nonsense(f"gripper={str(gripper)[:80]}")
+        return self._whole(answer, "action_dim", 1, 1024), gripper
+
+    def wait_until_loaded(self) -> None:
+        """Waits until the model is ready."""
+        self._wait_for("ready", self._start_timeout, "teacher.start_timeout")
 
     def attach(self, layout: RingLayout) -> None:
         """Gives the ring another layout; nothing may be in flight."""
@@ -152,7 +164,15 @@ class WorkerProcess:
         np.copyto(arrays.frames[:count], frames)
         if uniforms is not None:
             np.copyto(arrays.uniforms[:samples, :count], uniforms)
-        self._send("label", slot=slot, count=count, instruction=instruction, samples=samples, temperature=temperature)
+        self._send(
+            "label",
+            slot=slot,
+            count=count,
+            instruction=instruction,
+            samples=samples,
+            temperature=temperature,
+            gripper=self.gripper,
+        )
 
     def submit_echo(self, frames: np.ndarray) -> None:
         """Carries frames as `submit` does, for an answer without actions."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 from ml_collections import ConfigDict
 
+from rpd_jax.action_convention import GRIPPER_SETTINGS
 from rpd_jax.command.checks import (
     Check,
     anything,
@@ -73,6 +74,7 @@ SETTINGS: dict[str, Check] = {
     "teacher.refresh": one_of("rollout", "epoch"),
     "teacher.overlap": one_of("auto", "on", "off"),
     "teacher.dataset": text(),
+    "teacher.gripper": one_of(*GRIPPER_SETTINGS),
     "teacher.openvla_checkpoint": text(),
     "teacher.python": text(),
     "teacher.devices": _DEVICES,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from octo_teacher.action_statistics import FINETUNE_CONFIG
 from octo_teacher.data.chunks import ChunkSource
 from octo_teacher.data.episodes import Demo, action_statistics, split_demos
 from octo_teacher.finetuning.adaptation import adapt_model, camera_sizes
@@ -73,7 +74,11 @@ def prepare(config: ConfigDict, workdir: Path, console: Console) -> Prepared:
     )
     model = model.replace(
         dataset_statistics={config.dataset_name: statistics},
-        config={**model.config, "window_size": config.window, "finetune": json.loads(config.to_json_best_effort())},
+        config={
+            **{name: value for name, value in model.config.items() if name != FINETUNE_CONFIG},
+            "window_size": config.window,
+            "finetune": json.loads(config.to_json_best_effort()),
+        },
     )
     no_teacher = why_no_teacher(config, datasets, model)
     if config.eval.every and no_teacher:

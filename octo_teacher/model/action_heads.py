@@ -54,16 +54,43 @@ def _check_loss_type(loss_type: str) -> None:
 
 
 class ActionHead(nn.Module):
-    """What all heads share: pooling of the readout tokens into one embedding per timestep."""
+    """What all heads share: pooling of the tokens of one group into one embedding per timestep.
+
+    Attributes:
+        readout_key: the group: a readout, observations or tasks, see `octo_module.group_names`.
+        use_map: attention pooling instead of the mean.
+        action_horizon, action_dim: shape of an action chunk.
+    """
 
     readout_key: str
     use_map: bool = False
     action_horizon: int = 1
     action_dim: int = 7
 
-    def embed(self, outputs: Outputs, *, train: bool) -> jax.Array:
-        """Returns float32 [B, W, d]: the mean over the readout tokens, or attention pooling."""
+    def tokens(self, outputs: Outputs) -> TokenGroup:
+        """Returns the group that the head reads, tokens [B, W, n, d]; those of a task are the same at every timestep.
+
+        Raises:
+            UserError: the inputs lack what the group is made of.
+        """
+        if self.readout_key not in outputs:
+            raise UserError(
+                f"The action head reads the tokens {self.readout_key!r}, and the inputs have nothing that they are "
+                f"made of: there are {', '.join(outputs)}."
+            )
         group = outputs[self.readout_key]
+        if group.tokens.ndim == 4:
+            return group
+        timestep_groups = (other.tokens for other in outputs.values() if other.tokens.ndim == 4)
+        batch, window = next((tokens.shape[:2] for tokens in timestep_groups), (group.tokens.shape[0], 1))
+        shape = (batch, window, *group.tokens.shape[1:])
+        return TokenGroup(
+            jnp.broadcast_to(group.tokens[:, None], shape), jnp.broadcast_to(group.mask[:, None], shape[:-1])
+        )
+
+    def embed(self, outputs: Outputs, *, train: bool) -> jax.Array:
+        """Returns float32 [B, W, d]: the mean over all tokens, or attention pooling of the visible ones."""
+        group = self.tokens(outputs)
         if self.use_map:
             return self.map_head(group, train=train)[:, :, 0].astype(jnp.float32)
         return group.tokens.astype(jnp.float32).mean(axis=-2)
@@ -150,7 +177,7 @@ class DiscreteActionHead(ActionHead):
 
     def __call__(self, outputs: Outputs, *, train: bool = False) -> jax.Array:
         """Returns logits float32 [B, W, horizon, action_dim, vocab_size]."""
-        group = outputs[self.readout_key]
+        group = self.tokens(outputs)
         tokens = self.map_head(group, train=train) if self.use_map else group.tokens
         if tokens.shape[-2] != self.num_tokens:
             raise UserError(

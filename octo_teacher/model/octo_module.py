@@ -1,7 +1,7 @@
 """The Octo network: tokenizers, a blockwise-causal transformer, and action heads."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -267,17 +267,26 @@ class OctoModule(nn.Module):
 
         Args:
             prefix: see `OctoTransformer.__call__`.
-            readout_only: compute no more of the last layer than the head reads.
+            readout_only: compute no more of the last layer than the head reads, where that is at the last timestep.
             head_kwargs: arguments of the head's `predict_action`.
         """
         head = self.heads["action"]
-        outputs = self.octo_transformer(
+        transformer = self.octo_transformer
+        read = group_names(
+            transformer.observation_tokenizers,
+            transformer.task_tokenizers,
+            transformer.readouts,
+            transformer.repeat_task_tokens,
+        )[head.readout_key]
+        if any(name.startswith("task_") for name in read):
+            prefix, readout_only = None, False  # encoded task tokens are no part of a prefix
+        outputs = transformer(
             observations,
             tasks,
             timestep_pad_mask,
             train=train,
             prefix=prefix,
-            only=(head.readout_key,) if readout_only else None,
+            only=read if readout_only else None,
         )
         return head.predict_action(outputs, train=train, **head_kwargs)
 
@@ -321,7 +330,7 @@ def create_module(
     """
     try:
         return _create_module(config, checkpoint, weights or {}, dtype)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise UserError(f"config.json is malformed: {type(error).__name__}: {error}.") from None
 
 
@@ -372,8 +381,7 @@ def _create_module(
     for name, spec in model["heads"].items():
         where = f"model.heads.{name}"
         heads[name] = _build(parse_spec(spec, HEADS, where), where)
-        if heads[name].readout_key.removeprefix("readout_") not in model["readouts"]:
-            raise UserError(f"{where} in config.json reads {heads[name].readout_key!r}, which is not a readout.")
+        _check_group(heads[name].readout_key, model, where)
     transformer = OctoTransformer(
         observation_tokenizers=FrozenDict(observation_tokenizers),
         task_tokenizers=FrozenDict(task_tokenizers),
@@ -394,6 +402,31 @@ def _check_counts(entry: Any, where: str = "model") -> None:
         if key in counts and not (isinstance(value, int) and 1 <= value <= MAX_COUNT):
             raise UserError(f"{where}.{key} in config.json is {value!r}; it must be between 1 and {MAX_COUNT}.")
         _check_counts(value, f"{where}.{key}")
+
+
+def group_names(
+    observation_tokenizers: Iterable[str], task_tokenizers: Iterable[str], readouts: Iterable[str], repeated: bool
+) -> dict[str, tuple[str, ...]]:
+    """The token groups that a transformer gives, by name -> the groups of the sequence that they are made of."""
+    tasks = [f"task_{name}" for name in task_tokenizers]
+    observations = [f"obs_{name}" for name in observation_tokenizers]
+    observations += [f"obs_{name}" for name in tasks] if repeated else []
+    groups = {name: (name,) for name in (*tasks, *observations, *(f"readout_{name}" for name in readouts))}
+    return groups | {kind: tuple(names) for kind, names in (("task", tasks), ("obs", observations)) if names}
+
+
+def _check_group(name: str, model: Mapping[str, Any], where: str) -> None:
+    groups = group_names(
+        model["observation_tokenizers"],
+        model["task_tokenizers"],
+        model["readouts"],
+        model.get("repeat_task_tokens", False),
+    )
+    if name not in groups:
+        raise UserError(
+            f"{where} in config.json reads {name!r}, which is not a readout or another group of tokens of this "
+            f"network: it has {', '.join(groups)}."
+        )
 
 
 def _build(spec: ModuleSpec, where: str, **overrides: Any) -> nn.Module:

@@ -1,8 +1,9 @@
 """Finds, reads and writes checkpoints in OpenVLA's published layout: JSON settings and safetensors."""
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,9 +20,9 @@ Report = Callable[[str], None]
 
 
 def find_folder(checkpoint: str, report: Report) -> Path:
-    """Returns the local folder of a checkpoint; hf://owner/name is downloaded, or taken from the hub's cache.
+    """Returns the local folder of a checkpoint; of hf://owner/name all but the weights is downloaded, or in the cache.
 
-    Only JSON, tokenizer and safetensors files are fetched: no code and no pickles.
+    Only JSON and tokenizer files are fetched: no code and no pickles.
     """
     if not checkpoint.startswith("hf://"):
         folder = Path(checkpoint)
@@ -31,27 +32,43 @@ def find_folder(checkpoint: str, report: Report) -> Path:
                 "hf://owner/name."
             )
         return folder
+    repo = _repository(checkpoint)
+    import huggingface_hub  # imported late: local checkpoints do not need it
+
+    report(f"fetching the settings of {checkpoint}")
+    with _hub_errors(checkpoint):
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=["*.json", "tokenizer.model"]))
+
+
+def fetch_weights(checkpoint: str, folder: Path, report: Report) -> None:
+    """Downloads the safetensors files of hf://owner/name that its settings in `folder` name; nothing for a folder."""
+    if not checkpoint.startswith("hf://"):
+        return
+    import huggingface_hub
+
+    for number, name in enumerate(names := weight_files(folder), 1):
+        report(f"fetching {name} ({number} of {len(names)}) of {checkpoint}")
+        with _hub_errors(checkpoint):
+            huggingface_hub.hf_hub_download(_repository(checkpoint), name)
+
+
+def _repository(checkpoint: str) -> str:
     repo = checkpoint.removeprefix("hf://")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise BridgeError(f"{checkpoint} is not the name of a repository: it must look like hf://owner/name.")
-    import huggingface_hub  # imported late: local checkpoints do not need it
+    return repo
 
-    patterns = ["*.json", "tokenizer.model"]
+
+@contextlib.contextmanager
+def _hub_errors(checkpoint: str) -> Iterator[None]:
     try:
-        report(f"fetching the settings of {checkpoint}")
-        folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
-        for number, name in enumerate(names := weight_files(folder), 1):
-            report(f"fetching {name} ({number} of {len(names)}) of {checkpoint}")
-            huggingface_hub.hf_hub_download(repo, name)
-    except BridgeError:
-        raise
+        yield
     except Exception as error:  # the hub's client raises many types for one thing: not to be had
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BridgeError(
             f"{checkpoint} could not be had from the Hugging Face hub and is not in its cache: check the name and the "
             f"network, or give a local folder ({cause})"
         ) from None
-    return folder
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -108,12 +125,18 @@ def load_model(folder: Path, device: str, precision: str, report: Report) -> Ope
                     if key not in missing:
                         raise BridgeError(f"{folder / name} has a weight {key!r} that config.json does not ask for.")
                     target = missing.pop(key)
-                    found = tuple(file.get_slice(key).get_shape())
+                    found, kind = tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype()
+                    if kind not in ("BF16", "F16", "F32", "F64"):
+                        raise BridgeError(f"{key} in {folder / name} has the type {kind}; weights are real numbers.")
                     if found != tuple(target.shape):
                         raise BridgeError(
                             f"{key} is {list(found)} in {folder / name}; config.json asks for {list(target.shape)}."
                         )
                     target.copy_(file.get_tensor(key))
+                    if not torch.isfinite(torch.stack(torch.aminmax(target))).all():
+                        raise BridgeError(
+                            f"{key} in {folder / name} has numbers that are not finite: get the checkpoint again."
+                        )
         except (OSError, SafetensorError) as error:
             raise BridgeError(f"{folder / name} cannot be read ({error}): get the checkpoint again.") from None
     if missing:

@@ -73,6 +73,7 @@ class ModelConfig:
         action_vocab_size: the number V from which action tokens are counted down: the vocabulary without its padding.
         num_bins: edges of the action bins.
         norm_stats: statistics per data set.
+        norm_source: the file that they are from.
         bos_id, eos_id: of the language model.
     """
 
@@ -81,6 +82,7 @@ class ModelConfig:
     action_vocab_size: int
     num_bins: int
     norm_stats: Mapping[str, Any]
+    norm_source: str = "config.json"
     bos_id: int = 1
     eos_id: int = 2
 
@@ -110,7 +112,8 @@ def read_config(folder: Path) -> ModelConfig:
     statistics = folder / "dataset_statistics.json"
     if not statistics.is_file():
         return config
-    return dataclasses.replace(config, norm_stats=_check_statistics(read_json(statistics), statistics.name))
+    norm_stats = _check_statistics(read_json(statistics), statistics.name)
+    return dataclasses.replace(config, norm_stats=norm_stats, norm_source=statistics.name)
 
 
 def parse_config(config: Mapping[str, Any]) -> ModelConfig:

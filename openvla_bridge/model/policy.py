@@ -1,15 +1,15 @@
 """OpenVLA from frames to actions, on one device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.model.actions import bin_centers, choose_statistics, tokens_to_bins
-from openvla_bridge.model.checkpoint import DTYPES, Report, find_folder, load_model
-from openvla_bridge.model.model_config import BACKBONES
+from openvla_bridge.model.actions import ActionStatistics, bin_centers, choose_statistics, tokens_to_bins
+from openvla_bridge.model.checkpoint import DTYPES, Report, fetch_weights, find_folder, load_model
+from openvla_bridge.model.model_config import BACKBONES, ModelConfig, read_config
 from openvla_bridge.model.openvla import OpenVLAModel
 from openvla_bridge.model.preprocess import ImageSettings, Preprocessor, read_image_settings
 from openvla_bridge.model.text import FileTokenizer, PromptTokenizer, build_prompt, with_empty_token
@@ -38,8 +38,7 @@ class OpenVLAPolicy:
         vicuna: bool = False,
     ):
         config = model.config
-        if any(backbone.image_size != image_settings.size for backbone in config.backbones):
-            raise BridgeError("preprocessor_config.json and config.json ask for different image sizes.")
+        _check_image_size(config, image_settings)
         self.model = model
         self.statistics = choose_statistics(config.norm_stats, unnorm_key)
         parameter = next(model.parameters())
@@ -57,14 +56,23 @@ class OpenVLAPolicy:
         precision: str = "float32",
         unnorm_key: str | None = None,
         report: Report = lambda text: None,
+        on_statistics: Callable[[ActionStatistics], None] = lambda statistics: None,
     ) -> "OpenVLAPolicy":
-        """Loads a checkpoint folder or hf://owner/name; `report` is told what is being done."""
+        """Loads a checkpoint folder or hf://owner/name; everything small is checked before weights are fetched or read.
+
+        Args:
+            report: is told what is being done.
+            on_statistics: is given the statistics before the weights.
+        """
         if precision not in DTYPES:
             raise BridgeError(f"precision={precision!r} is not known: known are {', '.join(DTYPES)}.")
         folder = find_folder(checkpoint, report)
-        settings = read_image_settings(folder)
+        config, settings = read_config(folder), read_image_settings(folder)
+        _check_image_size(config, settings)
+        on_statistics(choose_statistics(config.norm_stats, unnorm_key, str(folder / config.norm_source)))
+        tokenizer = FileTokenizer(folder, config.bos_id)
+        fetch_weights(checkpoint, folder, report)
         model = load_model(folder, device, precision, report)
-        tokenizer = FileTokenizer(folder, model.config.bos_id)
         return cls(model, settings, tokenizer, unnorm_key, "v01" in Path(checkpoint).name)
 
     @property
@@ -122,9 +130,12 @@ class OpenVLAPolicy:
         bins = tokens_to_bins(tokens, config.action_vocab_size, config.num_bins)
         return self.statistics.unnormalize(self._centers[bins])
 
-    def environment_actions(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns the actions float64 of tokens of any shape in the environment's convention, in [-1, 1]."""
-        return self.statistics.to_environment(self.unnormalize(tokens))
+    def environment_actions(self, tokens: np.ndarray, gripper: tuple[float, float] | None = None) -> np.ndarray:
+        """Returns the actions float64 of tokens of any shape in the environment's convention, in [-1, 1].
+
+        `gripper` as for `ActionStatistics.to_environment`.
+        """
+        return self.statistics.to_environment(self.unnormalize(tokens), gripper)
 
     def count_other(self, tokens: np.ndarray) -> int:
         """Counts the tokens that are no action tokens: of a model that was trained for actions, none."""
@@ -150,6 +161,11 @@ class OpenVLAPolicy:
                 raise BridgeError(f"The instruction has {len(ids)} tokens; the model has room for {room}.")
             self._prompts[instruction] = ids
         return self._prompts[instruction]
+
+
+def _check_image_size(config: ModelConfig, settings: ImageSettings) -> None:
+    if any(backbone.image_size != settings.size for backbone in config.backbones):
+        raise BridgeError("preprocessor_config.json and config.json ask for different image sizes.")
 
 
 def default_image_settings() -> ImageSettings:

@@ -17,6 +17,37 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def read_description(folder: str | Path) -> dict:
+    """Returns what policy.json holds, once the files that it lists are found to be those that were written.
+
+    Raises:
+        UserError: no policy folder, or a file of it is missing or damaged.
+    """
+    path = Path(folder) / DESCRIPTION_FILE
+    try:
+        description = json.loads(path.read_text())
+        missing = [name for name in _NEEDED if name not in description]
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(missing)}: export the run again.")
+        for name, entry in description["inputs"].items():
+            if name not in ("rgb", "state") or not isinstance(entry["dtype"], str) or entry["shape"][0] != "batch":
+                raise ValueError(f"the input {name!r} is none of a student's")
+        files = dict(description.get("sha256", {}))  # not in older exports
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise UserError(
+            f"{folder} is no policy folder ({error}): make one with python -m rpd_jax.export --run=DIR -o {folder}."
+        ) from error
+    for name, expected in files.items():
+        file = path.parent / Path(str(name)).name
+        try:
+            found = digest(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror}): export the run again.") from error
+        if found != expected:
+            raise UserError(f"{file} is not as it was written: export the run again.")
+    return description
+
+
 class ExportedPolicy:
     """The jax.export program of a policy folder.
 
@@ -30,24 +61,20 @@ class ExportedPolicy:
         Raises:
             UserError: no policy folder, a file that was cut short or changed, or a program of an incompatible JAX.
         """
-        path = Path(folder) / DESCRIPTION_FILE
+        self.description = read_description(folder)
+        file = Path(folder) / JAX_FILE
         try:
-            self.description = json.loads(path.read_text())
-            blob = (path.parent / JAX_FILE).read_bytes()
-            expected = self.description.get("sha256", {}).get(JAX_FILE)
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{folder} is no policy folder ({error}): make one with python -m rpd_jax.export --run=DIR -o {folder}."
-            ) from error
-        missing = [name for name in _NEEDED if name not in self.description]
-        if missing:
-            raise UserError(f"{path} lacks {', '.join(missing)}: export the run again.")
-        if expected not in (None, digest(blob)):
-            raise UserError(f"{path.parent / JAX_FILE} is not as it was written: export the run again.")
-        try:
-            self._call = jax.jit(jax.export.deserialize(bytearray(blob)).call)
-        except Exception as error:  # the reader of flatbuffers raises what its stumbling happens to raise
-            raise UserError(f"{path.parent / JAX_FILE} is of another JAX ({error}): export the run again.") from error
+            exported = jax.export.deserialize(bytearray(file.read_bytes()))
+        except Exception as error:  # many types for one thing: not a program that this JAX can read
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{file} is of another JAX ({cause}): export the run again.") from error
+        inputs = [
+            (tuple(entry["shape"][1:]), entry["dtype"])
+            for entry in (self.description["inputs"][name] for name in self.description["inputs"])
+        ]
+        if inputs != [(tuple(aval.shape[1:]), str(aval.dtype)) for aval in exported.in_avals]:
+            raise UserError(f"{file} takes other inputs than policy.json says: export the run again.")
+        self._call = jax.jit(exported.call)
 
     def act(self, rgb: jax.Array | None = None, state: jax.Array | None = None) -> jax.Array:
         """Actions float32 [B, A] in [-1, 1] for frames uint8 [B, H, W, 3] and/or states float32 [B, D].

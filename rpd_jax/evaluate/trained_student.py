@@ -5,7 +5,9 @@ import logging
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
@@ -58,6 +60,7 @@ def load_student(run: str | Path, iteration: int | None = None) -> TrainedStuden
     if iteration not in saved:
         raise UserError(f"{run} has no checkpoint {iteration}: there are {', '.join(map(str, saved))}.")
     params = _restore_params(checkpoints / str(iteration) / "state")
+    _check_finite(params, checkpoints / str(iteration))
     network = ActorCritic.from_config(config.student, params["params"]["actor"]["output"]["bias"].shape[0])
     return TrainedStudent(config, network, params, iteration, _state_dim(network, params["params"]))
 
@@ -81,6 +84,15 @@ def _restore_params(path: Path) -> dict:
     finally:
         logger.setLevel(level)
         checkpointer.close()
+
+
+def _check_finite(params: dict, path: Path) -> None:
+    for name, leaf in traverse_util.flatten_dict(params["params"], sep="/").items():
+        if not np.isfinite(leaf).all():
+            raise UserError(
+                f"Parameter {name} of checkpoint {path} has numbers that are not finite: name another one "
+                "(--checkpoint)."
+            )
 
 
 def _state_dim(network: ActorCritic, params: dict) -> int | None:

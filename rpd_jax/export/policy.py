@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rpd_jax.errors import UserError
-from rpd_jax.evaluate.exported_policy import DESCRIPTION_FILE, JAX_FILE, ExportedPolicy, digest
+from rpd_jax.evaluate.exported_policy import DESCRIPTION_FILE, JAX_FILE, ExportedPolicy, digest, read_description
 from rpd_jax.evaluate.trained_student import TrainedStudent
 from rpd_jax.export.weights import policy_weights
 from rpd_jax.tasks import find_task
@@ -67,7 +67,11 @@ def _write_forms(student: TrainedStudent, folder: Path) -> dict[str, float]:
     write_onnx(weights, student.frame_shape, student.state_dim, folder / ONNX_FILE)
     np.savez(folder / WEIGHTS_FILE, **weights)
     shutil.copyfile(Path(__file__).with_name(NUMPY_FILE), folder / NUMPY_FILE)
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(_description(student, program), indent=2) + "\n")
+    description = _description(student, program)
+    description["sha256"] |= {
+        name: digest((folder / name).read_bytes()) for name in (ONNX_FILE, WEIGHTS_FILE, NUMPY_FILE)
+    }
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
     example = example_inputs(student.frame_shape, student.state_dim, batch=3)
     expected = np.asarray(ExportedPolicy(folder).act(**example))
     np.savez_compressed(folder / "example.npz", **example, actions=expected)
@@ -81,12 +85,13 @@ def onnx_policy(folder: str | Path) -> Callable[..., np.ndarray]:
     """The ONNX graph of a policy folder in ONNX Runtime: called with rgb= and/or state= as numpy arrays.
 
     Raises:
-        UserError: ONNX Runtime is not installed.
+        UserError: ONNX Runtime is not installed, or a file is damaged.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise UserError("ONNX Runtime is not installed: pip install 'rpd-jax[export]'.") from error
+    read_description(folder)
     session = onnxruntime.InferenceSession(Path(folder) / ONNX_FILE, providers=["CPUExecutionProvider"])
     return lambda **inputs: session.run(None, inputs)[0]
 
@@ -95,6 +100,7 @@ def numpy_policy(folder: str | Path) -> Callable[..., np.ndarray]:
     """`act` of the folder's own run_numpy.py."""
     import importlib.util
 
+    read_description(folder)
     spec = importlib.util.spec_from_file_location("exported_run_numpy", Path(folder) / NUMPY_FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -17,6 +17,8 @@ _ADDED_FIELDS = {
     "teacher.refresh": "rollout",
     "teacher.dataset": "",
     "teacher.openvla_checkpoint": "hf://Juelg/openvla-7b-finetuned-maniskill",
+    # An Octo's gripper stayed as it was and OpenVLA's was turned: for every checkpoint but an Octo of 0..1, "auto".
+    "teacher.gripper": "auto",
     "teacher.temperature": 0.0,
     "teacher.batch_size": 32,
 }

@@ -27,6 +27,14 @@ def micro_octo(tmp_path_factory):
         head_kwargs={"hidden_dim": 16, "num_blocks": 1, "diffusion_steps": 5},
     )
     batch = make_example_batch({"primary": 32}, tokens=TOKENS)
-    model = OctoModel.from_config(config, batch, rng=jax.random.key(7), folder=folder / "text")
+    statistics = {"mean": [0.0] * 7, "std": [1.0] * 6 + [0.0], "min": [-1.0] * 7, "max": [1.0] * 7}
+    statistics |= {"mask": [True] * 6 + [False]}
+    model = OctoModel.from_config(
+        config,
+        batch,
+        rng=jax.random.key(7),
+        dataset_statistics={"micro": {"action": statistics}},
+        folder=folder / "text",
+    )
     model.save_pretrained(0, folder / "model")
     return folder / "model"

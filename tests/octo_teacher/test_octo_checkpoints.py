@@ -151,6 +151,10 @@ def stem_of(config):
             "'UNetDDPMActionHead', which is not",
         ),
         (lambda c: c["model"]["heads"]["action"]["kwargs"].update(readout_key="readout_x"), "not a readout"),
+        (
+            lambda c: c["model"]["heads"]["action"]["kwargs"].update(readout_key="action"),
+            "'action', .* has task_language, obs_primary, obs_wrist, obs_task_language, readout_action, task, obs",
+        ),
         (lambda c: c["model"]["heads"]["action"]["kwargs"].pop("readout_key"), "incomplete"),
         (lambda c: stem_of(c).update(name="ResNet26FILM"), "'ResNet26FILM', which is not"),
         (lambda c: stem_of(c)["kwargs"].update(norm="batch"), "'norm', which is not"),

@@ -36,7 +36,9 @@ def main(behaviour, commands, memory):
                     say("note", text=f"step {step}")
             if behaviour == "slow and silent":
                 time.sleep(600)
-            say("ready", action_dim="seven" if behaviour == "strange ready" else 7)
+            gripper = {"min": 0.0, "max": 1.0} if behaviour != "strange gripper" else "wide"
+            say("known", action_dim="seven" if behaviour == "strange ready" else 7, gripper=gripper)
+            say("ready")
         elif action == "attach":
             slots = map_slots(memory, RingLayout(**message))
             say("attached")

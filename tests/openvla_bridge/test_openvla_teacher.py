@@ -120,6 +120,8 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batch_and_says_so(checkpoin
     try:
         worker.greet()
         worker.request_load(str(checkpoint), "cpu", "float32", None, 16, 1)
+        assert worker.wait_until_known() == (7, {"q01": 0.0, "q99": 1.0})
+        worker.gripper = (2.0, -1.0)
         worker.wait_until_loaded()
         frames = np.random.default_rng(1).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
 

@@ -74,9 +74,10 @@ def teach(python, frames=FRAMES, **arguments):
 @pytest.mark.parametrize(
     ("behaviour", "sentence"),
     [
-        ("other version", "speaks version 999 of the protocol, this program version 1"),
+        ("other version", "speaks version 999 of the protocol, this program version 2"),
         ("speaks no JSON", "answered nonsense .*which is not JSON"),
         ("sends too much", "answered nonsense .*more than 1048576 bytes"),
+        ("strange gripper", "answered nonsense .gripper=wide"),
         ("strange ready", "answered nonsense .action_dim='seven'"),
         ("dies", r"OpenVLA worker 0 \(cpu\) exited with status 3. Its last output:\nout of luck"),
         ("answers too few", "answered nonsense .2 actions in slot 0 instead of 3 in slot 0"),
@@ -107,7 +108,8 @@ def test_a_slow_start_shows_its_progress_and_is_waited_for(rogue, clean):
     """It takes 6.5 s in all, more than the timeout, but never that long without news."""
     told = []
     assert teach(rogue("slow but talking"), start_timeout=6.0, say=told.append).shape == (1, 6, 7)
-    assert told == [f"OpenVLA worker 0 (cpu): step {i}" for i in range(5)]
+    gripper = "OpenVLA: gripper from 0 (closed) to 1 (open), since it goes from 0 to 1 in its action statistics."
+    assert told == [*(f"OpenVLA worker 0 (cpu): step {i}" for i in range(5)), gripper]
 
 
 @pytest.mark.parametrize(

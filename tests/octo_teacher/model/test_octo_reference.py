@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from octo_teacher.action_statistics import NormalizationType, read_statistics
 from octo_teacher.model.action_heads import SamplingNoise
 from octo_teacher.model.architectures import architecture
 from octo_teacher.model.octo_module import create_module, param_shapes
-from octo_teacher.octo_model import NormalizationType, OctoModel, check_statistics, unnormalize
+from octo_teacher.octo_model import OctoModel
 
 DATA = Path(__file__).parents[2] / "data" / "octo"
 CASES = ["a", "b", "b_nopadmask", "c", "c_nolang"]
@@ -135,7 +136,7 @@ def test_sampled_actions(case):
         if name in expected:
             actions = sample(unnormalization_statistics=statistics, normalization_type=kind)
             np.testing.assert_allclose(actions, expected[name], atol=1e-4)
-            full = unnormalize(jnp.asarray(expected["action_normalized"]), check_statistics(statistics, kind), kind)
+            full = read_statistics(statistics, kind).unnormalize(jnp.asarray(expected["action_normalized"]))
             np.testing.assert_allclose(full, expected[name], atol=2e-5)
 
 

@@ -1,0 +1,99 @@
+"""What an action of the environment is, and how a teacher's own convention is turned into it. Imports no JAX.
+
+ManiSkill's pd_ee_delta_pose takes seven numbers in [-1, 1]: translation, rotation, and the gripper with +1 = open.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rpd_jax.errors import UserError
+
+ACTION_DIM = 7
+# What the gripper's number may mean -> (scale, shift) that turn it into the environment's.
+GRIPPERS = {
+    "signed": (1.0, 0.0),  # -1 closed, 1 open: the environment's own
+    "open": (2.0, -1.0),  # 0 closed, 1 open: RLDS, as Octo and OpenVLA of the paper have it
+    "closed": (-2.0, 1.0),  # 0 open, 1 closed: DROID
+}
+GRIPPER_SETTINGS = ("auto", *GRIPPERS)
+# Beyond these a gripper between 0 and 1 has left its range by more than noise.
+_LOWEST, _HIGHEST = -0.1, 1.1
+
+
+def check_action_dim(dims: int, who: str) -> None:
+    """Raises UserError unless a teacher's actions have as many numbers as the environment's."""
+    if dims != ACTION_DIM:
+        raise UserError(
+            f"{who} gives actions of {dims} number{'s' * (dims != 1)}; the environment takes {ACTION_DIM} "
+            "(pd_ee_delta_pose: translation, rotation, gripper), so it cannot be a teacher."
+        )
+
+
+def choose_gripper(setting: str, statistics: Mapping[str, Any], whose: str) -> tuple[str, str]:
+    """Decides what the last number of a teacher's actions means.
+
+    "auto" looks at the range of that number in the actions that the teacher was trained on: the lowest and the highest
+    of them, quantiles before extremes for the highest, since a few outliers are usual. Without a range, mean and
+    deviation decide: numbers between 0 and 1 with mean m have a variance of m (1 - m) at most (Bhatia and Davis 2000).
+
+    Args:
+        setting: one of `GRIPPER_SETTINGS`.
+        statistics: of the actions, un-normalised: "min", "max", "p01" or "q01", "p99" or "q99", "mean", "std", each a
+            list with the gripper last; what is missing is missing.
+        whose: for the sentence, such as "the statistics of 'bridge'".
+
+    Returns:
+        A key of `GRIPPERS`, and the sentence that says what was decided and why.
+
+    Raises:
+        UserError: an unknown setting, or a range that is neither.
+    """
+    if setting in GRIPPERS:
+        return setting, f"gripper {_MEANING[setting]}, as teacher.gripper={setting!r} says"
+    if setting != "auto":
+        raise UserError(f"teacher.gripper={setting!r} is not one of {', '.join(GRIPPER_SETTINGS)}.")
+    low = min(_of_gripper(statistics, "min", "p01", "q01"), default=None)
+    high = next(iter(_of_gripper(statistics, "p99", "q99", "max")), None)
+    if low is not None and high is not None:
+        why = f"since it goes from {low:g} to {high:g} in {whose}"
+        if low < _LOWEST:
+            return "signed", f"gripper {_MEANING['signed']}, {why}"
+        if high <= _HIGHEST:
+            return "open", f"gripper {_MEANING['open']}, {why}"
+        raise UserError(
+            f"The gripper goes from {low:g} to {high:g} in {whose}, which is no convention that is known: set "
+            f"teacher.gripper to one of {', '.join(GRIPPERS)}."
+        )
+    mean, std = (next(iter(_of_gripper(statistics, name)), None) for name in ("mean", "std"))
+    if mean is None or std is None:
+        raise UserError(
+            f"There is no range of the gripper in {whose}: set teacher.gripper to one of {', '.join(GRIPPERS)}."
+        )
+    why = f"since it has mean {mean:g} and deviation {std:g} in {whose}"
+    between = 0.0 <= mean <= 1.0 and std**2 <= mean * (1.0 - mean) + 1e-3
+    convention = "open" if between else "signed"
+    return convention, f"gripper {_MEANING[convention]}, {why}"
+
+
+_MEANING = {
+    "signed": "from -1 (closed) to 1 (open)",
+    "open": "from 0 (closed) to 1 (open)",
+    "closed": "from 0 (open) to 1 (closed)",
+}
+
+
+def gripper_to_environment(actions: Any, convention: str) -> Any:
+    """Returns actions [..., A], numpy's or JAX's, whose last number is the environment's gripper."""
+    if convention == "signed":
+        return actions
+    scale, shift = GRIPPERS[convention]
+    is_gripper = np.arange(actions.shape[-1]) == actions.shape[-1] - 1
+    scales, shifts = (np.where(is_gripper, x, other).astype(actions.dtype) for x, other in ((scale, 1.0), (shift, 0.0)))
+    return actions * scales + shifts
+
+
+def _of_gripper(statistics: Mapping[str, Any], *names: str) -> list[float]:
+    values = (np.asarray(statistics[name]) for name in names if statistics.get(name) is not None)
+    return [float(value[-1]) for value in values if value.ndim == 1 and len(value) and np.isfinite(value[-1])]
