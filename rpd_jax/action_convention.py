@@ -20,6 +20,8 @@ GRIPPERS = {
 GRIPPER_SETTINGS = ("auto", *GRIPPERS)
 # Beyond these a gripper between 0 and 1 has left its range by more than noise.
 _LOWEST, _HIGHEST = -0.1, 1.1
+# From here on 1 is open by either convention that has it, and nothing is to be turned.
+_ALWAYS_OPEN = 0.9
 
 
 def check_action_dim(dims: int, who: str) -> None:
@@ -60,6 +62,8 @@ def choose_gripper(setting: str, statistics: Mapping[str, Any], whose: str) -> t
         why = f"since it goes from {low:g} to {high:g} in {whose}"
         if low < _LOWEST:
             return "signed", f"gripper {_MEANING['signed']}, {why}"
+        if _ALWAYS_OPEN < low <= high <= _HIGHEST:
+            return "signed", f"gripper always open, {why}"
         if high <= _HIGHEST:
             return "open", f"gripper {_MEANING['open']}, {why}"
         raise UserError(

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from rpd_jax.action_convention import ACTION_DIM, gripper_to_environment
 from rpd_jax.errors import UserError
 
 CONTROL_MODE = "pd_ee_delta_pose"
-ACTION_DIM = 7
 GRIPPERS = ("", "as_is", "one_is_open", "zero_is_open")
 _JOINTS = ("joint", "motor", "shoulder", "elbow", "waist", "wrist", "forearm", "main_", "left_", "right_")
 
@@ -84,9 +84,7 @@ def convert_gripper(actions: np.ndarray, gripper: str) -> np.ndarray:
     """Returns actions float32 [T, 7] with the gripper from -1, closed, to 1, open; see GRIPPERS."""
     if gripper in ("", "as_is"):
         return actions
-    converted = actions.copy()
-    converted[:, -1] = 2 * actions[:, -1] - 1 if gripper == "one_is_open" else 1 - 2 * actions[:, -1]
-    return converted
+    return gripper_to_environment(actions, "open" if gripper == "one_is_open" else "closed")
 
 
 def choose_gripper(actions: np.ndarray, meaning: ActionMeaning, asked: str, source: Path) -> str:

@@ -28,6 +28,7 @@ def statistics_of(values, names=("min", "max", "mean", "std")):
         (SIGNED, ("mean", "std"), "signed"),
         (np.full(4, -1.0), ("min", "max"), "signed"),
         (np.zeros(4), ("min", "max"), "open"),
+        (np.ones(4), ("min", "max"), "signed"),  # 1 is open by both
         # One outlier above 1 is none of the 99%; a rare -1 is no outlier, since no gripper from 0 to 1 has it.
         (np.append(np.tile(RLDS, 100), 1.5), ("min", "max", "p01", "p99"), "open"),
         (np.append(np.ones(400), -1.0), ("min", "max", "p01", "p99"), "signed"),
