@@ -27,7 +27,7 @@ FLOORS = {
         ("command",),
         ("run",),
         ("workers", "teachers"),
-        ("tasks", "markdown"),
+        ("tasks", "markdown", "action_convention"),
         ("registry",),
         ("errors",),
     ),
@@ -39,7 +39,7 @@ FLOORS = {
         ("data",),
         ("octo_model",),
         ("checkpoints",),
-        ("model",),
+        ("model", "action_statistics"),
         ("embedded",),
     ),
     "openvla_bridge": (
@@ -53,6 +53,7 @@ FLOORS = {
 }
 # What a teacher's package may use of rpd_jax: the ground, and what it needs where it runs episodes.
 FOR_TEACHERS = {"errors", "tasks", "teachers", "registry", "markdown", "workers", "run", "command", "envs", "acting"}
+FOR_TEACHERS |= {"action_convention"}
 # Files (or folders) from which no way leads to JAX; those of a bridge's worker do not reach rpd_jax either.
 WITHOUT_JAX = ("rpd_jax/workers", "rpd_jax/command", "rpd_jax/envs/cpu_worker.py")
 WITHOUT_RPD_JAX = ("openvla_bridge/worker.py", "openvla_bridge/model")

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -112,38 +113,60 @@ def load_model(folder: Path, device: str, precision: str, report: Report) -> Ope
     Raises:
         BridgeError: files, weights or shapes are not those of the model that config.json describes.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    model = create_model(read_config(folder), device, DTYPES[precision])
-    missing = dict(model.state_dict())
-    names = weight_files(folder)
+    config, names = read_config(folder), weight_files(folder)
+    # Nothing is allocated before the files are known to hold what config.json asks for.
+    wanted = {name: tuple(tensor.shape) for name, tensor in _shapes(config).items()}
+    for name in names:
+        with _weights_errors(folder / name), safe_open(folder / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118, it is no mapping
+                _check_weight(key, file.get_slice(key), wanted, folder / name)
+    if wanted:
+        raise BridgeError(
+            f"{folder} lacks {len(wanted)} of the weights that config.json asks for, {next(iter(wanted))} among them."
+        )
+    model = create_model(config, device, DTYPES[precision])
+    targets = model.state_dict()
     for number, name in enumerate(names, 1):
         report(f"reading {name} ({number} of {len(names)})")
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118, it is no mapping
-                    if key not in missing:
-                        raise BridgeError(f"{folder / name} has a weight {key!r} that config.json does not ask for.")
-                    target = missing.pop(key)
-                    found, kind = tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype()
-                    if kind not in ("BF16", "F16", "F32", "F64"):
-                        raise BridgeError(f"{key} in {folder / name} has the type {kind}; weights are real numbers.")
-                    if found != tuple(target.shape):
-                        raise BridgeError(
-                            f"{key} is {list(found)} in {folder / name}; config.json asks for {list(target.shape)}."
-                        )
-                    target.copy_(file.get_tensor(key))
-                    if not torch.isfinite(torch.stack(torch.aminmax(target))).all():
-                        raise BridgeError(
-                            f"{key} in {folder / name} has numbers that are not finite: get the checkpoint again."
-                        )
-        except (OSError, SafetensorError) as error:
-            raise BridgeError(f"{folder / name} cannot be read ({error}): get the checkpoint again.") from None
-    if missing:
-        raise BridgeError(
-            f"{folder} lacks {len(missing)} of the weights that config.json asks for, {next(iter(missing))} among them."
-        )
+        with _weights_errors(folder / name), safe_open(folder / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                targets[key].copy_(file.get_tensor(key))
+                if not torch.isfinite(torch.stack(torch.aminmax(targets[key]))).all():
+                    raise BridgeError(
+                        f"{key} in {folder / name} has numbers that are not finite: get the checkpoint again."
+                    )
     return model
+
+
+def _shapes(config: ModelConfig) -> dict[str, torch.Tensor]:
+    try:
+        return dict(create_model(config, "meta", torch.float32).state_dict())
+    except Exception as error:  # whatever nonsensical sizes make torch and transformers stumble over
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BridgeError(f"config.json does not describe a working network ({cause}): get it again.") from None
+
+
+def _check_weight(key: str, found: Any, wanted: dict[str, tuple[int, ...]], file: Path) -> None:
+    """Takes a weight off the list of those that are wanted; raises BridgeError unless it is one."""
+    if key not in wanted:
+        raise BridgeError(f"{file} has a weight {key!r} that config.json does not ask for.")
+    shape = wanted.pop(key)
+    if found.get_dtype() not in ("BF16", "F16", "F32", "F64"):
+        raise BridgeError(f"{key} in {file} has the type {found.get_dtype()}; weights are real numbers.")
+    if tuple(found.get_shape()) != shape:
+        raise BridgeError(f"{key} is {list(found.get_shape())} in {file}; config.json asks for {list(shape)}.")
+
+
+@contextlib.contextmanager
+def _weights_errors(file: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise BridgeError(f"{file} cannot be read ({error}): get the checkpoint again.") from None
 
 
 def save_weights(model: OpenVLAModel, folder: Path, shard_bytes: int | None = None) -> None:

@@ -142,6 +142,7 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
         for name in ("torch_dtype", "dtype", "architectures", "transformers_version"):
             given.pop(name, None)
         text = {**LLAMA_DEFAULTS, **given}
+        _check_sizes(text, backbones, config)
         return ModelConfig(
             backbones=backbones,
             text=text,
@@ -153,6 +154,39 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
         raise BridgeError(f"config.json is not OpenVLA's ({error!r} is missing or wrong): get it again.") from None
 
 
+# Larger numbers are mistakes or attacks: they would build networks without end.
+_LARGEST = {
+    "vocab_size": 1 << 20,
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 18,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1024,
+    "max_position_embeddings": 1 << 20,
+    "width": 1 << 14,
+    "depth": 1000,
+    "heads": 1024,
+    "image_size": 1 << 11,
+    "n_action_bins": 1 << 16,
+}
+
+
+def _check_sizes(text: Mapping[str, Any], backbones: tuple[BackboneConfig, ...], config: Mapping[str, Any]) -> None:
+    found = [(name, text[name]) for name in _LARGEST if name in text]
+    found += [(name, value) for backbone in backbones for name, value in vars(backbone).items() if name in _LARGEST]
+    found.append(("n_action_bins", config.get("n_action_bins", 256)))
+    for name, value in found:
+        if type(value) is not int or not 1 <= value <= _LARGEST[name]:
+            raise BridgeError(
+                f"config.json has {name}={str(value)[:40]}; it must be a whole number from 1 to {_LARGEST[name]}."
+            )
+    for name in ("rms_norm_eps", "rope_theta"):
+        if isinstance(text[name], bool) or not isinstance(text[name], int | float) or not 0 < text[name] < 1e12:
+            raise BridgeError(f"config.json has {name}={str(text[name])[:40]}; it must be a number above 0.")
+    padding = config.get("pad_to_multiple_of", 64)
+    if type(padding) is not int or not 0 <= padding < text["vocab_size"]:
+        raise BridgeError(f"config.json has pad_to_multiple_of={str(padding)[:40]}; it must be less than vocab_size.")
+
+
 def read_json(path: Path) -> Any:
     """Returns the contents of a JSON file; raises BridgeError if it is missing or broken."""
     try:
@@ -161,7 +195,7 @@ def read_json(path: Path) -> Any:
         raise BridgeError(
             f"{path} is missing: teacher.checkpoint must be a folder in OpenVLA's layout, or hf://owner/name."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BridgeError(f"{path} cannot be read as JSON ({error}): get the checkpoint again.") from None
 
 

@@ -42,6 +42,8 @@ def read_image_settings(folder: Path) -> ImageSettings:
         )
         sound = len(sizes) == 1 and set(config["interpolations"]) == {"bicubic"} and settings.strategy in STRATEGIES
         sound = sound and [len(row) for row in settings.means + settings.stds] == [3] * 4
+        sound = sound and all(math.isfinite(x) for row in settings.means for x in row)
+        sound = sound and all(0 < x < math.inf for row in settings.stds for x in row)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BridgeError(f"preprocessor_config.json is not OpenVLA's ({error!r} is missing or wrong).") from None
     if not sound:

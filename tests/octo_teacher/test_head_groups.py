@@ -46,7 +46,7 @@ def test_actions_follow_from_the_tokens_of_the_group(micro_octo, tmp_path, group
     )
     statistics = original.dataset_statistics["micro"]["action"]
     plain = straightforward(model).sample_actions(observations, tasks, statistics, sample_shape=(1,), noise=noise)
-    np.testing.assert_allclose(plain, expected, atol=1e-5)
+    np.testing.assert_allclose(plain, expected, atol=1e-4)
     fast = OctoTeacher(model, chunk_size=2).act(FRAMES, TASK, KEY)
     np.testing.assert_allclose(fast, np.clip(plain[:, :, 0], -1, 1), atol=1e-5)
 

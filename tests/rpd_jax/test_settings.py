@@ -44,6 +44,7 @@ BAD = {
     "teacher.refresh": ["step", None],
     "teacher.overlap": [True, "yes"],
     "teacher.dataset": [None, 1, "\0"],
+    "teacher.gripper": [None, "up", 1],
     "teacher.openvla_checkpoint": [None, "\0"],
     "teacher.python": [3.11, "\0"],
     "teacher.devices": [(), "cuda:0", ("",), (0,), None],

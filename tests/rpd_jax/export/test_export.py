@@ -14,6 +14,7 @@ import pytest
 from configs import default
 from rpd_jax import settings
 from rpd_jax.errors import UserError, no_room
+from rpd_jax.evaluate.exported_policy import JAX_FILE
 from rpd_jax.evaluate.policies import exported_policy, run_policy
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.export import policy
@@ -180,3 +181,50 @@ def test_a_policy_of_an_older_version_that_was_cut_short_is_refused(exported, tm
         (folder / "policy.jax").write_bytes((exported[1] / "policy.jax").read_bytes()[:keep])
         with pytest.raises(UserError, match="is of another JAX"):
             exported_policy(str(folder))
+
+
+@pytest.mark.parametrize("name", [JAX_FILE, policy.ONNX_FILE, policy.WEIGHTS_FILE, policy.NUMPY_FILE])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_file_of_a_policy_is_named(exported, tmp_path, name, damage):
+    folder = shutil.copytree(exported[1], tmp_path / "policy")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / name).write_bytes(content[:-100] if damage == "cut" else content)
+    if damage == "gone":
+        (folder / name).unlink()
+    for load in (ExportedPolicy, policy.onnx_policy, policy.numpy_policy):
+        with pytest.raises(UserError, match=f"{name} (is not as it was written|cannot be read)"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], "is no policy folder"),
+        ({"sound": {"shape": ["batch"], "dtype": "int8"}}, "the input 'sound' is none of a student's"),
+        (
+            {"state": {"shape": ["batch", 5], "dtype": "float32"}},
+            "takes other inputs than policy.json says",
+        ),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(exported, tmp_path, inputs, message):
+    folder = shutil.copytree(exported[1], tmp_path / "policy")
+    description = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps(description | {"inputs": inputs}))
+    with pytest.raises(UserError, match=message):
+        ExportedPolicy(folder)
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    make_run(tmp_path / "run", "state")
+    student = load_student(tmp_path / "run")
+    student.params["params"]["actor"]["hidden"]["bias"] = np.full(256, np.nan, np.float32)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+    checkpoints.save(4, {"learner": {"params": student.params}, "replay": {}}, {"step": 0})
+    checkpoints.close()
+    with pytest.raises(
+        UserError, match=r"Parameter actor/hidden/bias of checkpoint .*checkpoints/4 has numbers that are not"
+    ):
+        load_student(tmp_path / "run")
+    assert load_student(tmp_path / "run", 3).iteration == 3
