@@ -1,6 +1,5 @@
 """Damaged checkpoints of teachers and exported policies, and whether they load, for the suite and tests/benchmarks."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -73,8 +72,10 @@ def write_policy(folder: Path) -> None:
     export_policy(TrainedStudent(config, network, params, 3, 5), folder)
 
 
-def read_damaged(kind: str, whole: Path, folder: Path, seed: int) -> str:
+def read_damaged(kind: str, whole: Path, folder: Path, seed: int, act: bool = True) -> str:
     """Damages a copy of `whole` in `folder` and loads it; returns "read" or "refused: " and the sentence.
+
+    With `act`, an Octo labels a frame too for one seed in ten: that compiles.
 
     Raises:
         AssertionError: what was loaded gives no actions, or other ones than it must; or the sentence is none.
@@ -85,25 +86,25 @@ def read_damaged(kind: str, whole: Path, folder: Path, seed: int) -> str:
     shutil.copytree(whole, folder)
     damage_folder(folder, Random(seed))
     try:
-        {"octo": use_octo, "openvla": use_openvla, "policy": use_policy}[kind](folder, whole, seed)
+        {"octo": use_octo, "openvla": use_openvla, "policy": use_policy}[kind](folder, whole, act and seed % 10 == 0)
     except (UserError, BridgeError) as error:
         assert "\n" not in str(error) and len(str(error)) < 1000, str(error)
         return f"refused: {error}"
     return "read"
 
 
-def use_octo(folder: Path, whole: Path, seed: int) -> None:
-    """Loads the teacher and encodes an instruction; labels a frame too for one seed in ten, since that compiles."""
+def use_octo(folder: Path, whole: Path, act: bool) -> None:
+    """Loads the teacher and encodes an instruction; labels a frame too if it is to act."""
     from octo_teacher.teacher import OctoTeacher
 
     teacher = OctoTeacher.load(folder, say=lambda text: None)
     teacher.tasks(TASK)
-    if seed % 10 == 0:
+    if act:
         actions = np.asarray(teacher.act(FRAMES, TASK, jax.random.key(0)))
         assert actions.shape == (1, 1, 7) and (np.abs(actions) <= 1).all()
 
 
-def use_openvla(folder: Path, whole: Path, seed: int) -> None:
+def use_openvla(folder: Path, whole: Path, act: bool) -> None:
     """Loads the model and labels a frame."""
     from openvla_bridge.model.policy import OpenVLAPolicy
 
@@ -112,18 +113,11 @@ def use_openvla(folder: Path, whole: Path, seed: int) -> None:
     assert actions.shape == (1, 1, policy.action_dim) and (np.abs(actions) <= 1).all()
 
 
-def use_policy(folder: Path, whole: Path, seed: int) -> None:
-    """Loads the policy and acts in the three forms: the actions are those of the whole one."""
+def use_policy(folder: Path, whole: Path, act: bool) -> None:
+    """Loads the policy and acts by the JAX program and by numpy: the actions are those of the whole one."""
     from rpd_jax.evaluate.exported_policy import ExportedPolicy
     from rpd_jax.export.policy import numpy_policy
 
     example = dict(np.load(whole / "example.npz"))
     for act in (ExportedPolicy(folder).act, numpy_policy(folder)):
         np.testing.assert_allclose(act(state=example["state"]), example["actions"], atol=1e-4)
-
-
-def without_digests(folder: Path) -> None:
-    """Makes a policy folder one of an earlier version, whose files say nothing of one another."""
-    description = json.loads((folder / "policy.json").read_text())
-    del description["sha256"]
-    (folder / "policy.json").write_text(json.dumps(description))

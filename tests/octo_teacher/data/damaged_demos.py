@@ -16,7 +16,7 @@ from rpd_jax.errors import UserError
 KINDS = ("maniskill", "rlds", "array_record", "lerobot_v2", "lerobot_v3", "lerobot_v2_video", "lerobot_v3_video")
 
 
-def write_whole_demos(kind: str, folder: Path) -> None:
+def write_whole(kind: str, folder: Path) -> None:
     """Writes a valid dataset of two or three episodes."""
     random = np.random.default_rng(0)
     actions = [random.uniform(-1, 1, (steps, 7)).astype(np.float32) for steps in (3, 2, 4)]

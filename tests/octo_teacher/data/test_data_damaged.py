@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).parents[2]))
-from damaged_demos import KINDS, read_damaged, write_whole_demos
+from damaged_demos import KINDS, read_damaged, write_whole
 
 # Videos and ArrayRecords are read by processes of their own, which takes a while to start.
 EXAMPLES = {"array_record": 5, "lerobot_v2_video": 5, "lerobot_v3_video": 5}
@@ -23,7 +23,7 @@ EXAMPLES = {"array_record": 5, "lerobot_v2_video": 5, "lerobot_v3_video": 5}
 def test_damage_is_read_or_refused(tmp_path, kind):
     whole = tmp_path / "whole"
     whole.mkdir()
-    write_whole_demos(kind, whole)
+    write_whole(kind, whole)
     ended = set()
 
     @settings(max_examples=EXAMPLES.get(kind, 150), deadline=None, derandomize=True, database=None)
