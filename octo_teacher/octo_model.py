@@ -146,7 +146,7 @@ class OctoModel:
             language: in place of texts, {"input_ids", "attention_mask"} int [B, L], or embeddings.
 
         Raises:
-            UserError: nothing given, texts without a text processor, or shapes other than the model's.
+            UserError: nothing given, texts without a text processor, ids or shapes other than the model's.
         """
         if goals is None and texts is None and language is None:
             raise UserError("create_tasks needs goals, texts or language.")
@@ -172,6 +172,7 @@ class OctoModel:
             tasks["language_instruction"] = self.text_processor.encode(
                 list(texts) if texts is not None else [""] * batch
             )
+            _check_ids(tasks["language_instruction"], self.module)
         elif texts is not None:
             raise UserError("This checkpoint names no tokenizer: give create_tasks token ids as language.")
         tasks["pad_mask_dict"] = flags
@@ -353,6 +354,16 @@ def lower_sample_actions(
     static = (model.module, False, False, (), None)
     traced = (model.params, observations, tasks, observations["timestep_pad_mask"], jax.random.key(0), 1.0, None)
     return _sample_actions.lower(*static, *traced), traced
+
+
+def _check_ids(language: Any, module: OctoModule) -> None:
+    """Raises UserError if the language encoder has no embedding of a token id: JAX has no error for it."""
+    sizes = [tokenizer.t5.vocab_size for tokenizer in module.octo_transformer.task_tokenizers.values() if tokenizer.t5]
+    if isinstance(language, Mapping) and sizes and np.max(language["input_ids"]) >= min(sizes):
+        raise UserError(
+            f"The tokenizer gives the id {np.max(language['input_ids'])}; the language encoder has a vocabulary of "
+            f"{min(sizes)}: they are not of one checkpoint."
+        )
 
 
 def check_shapes(data: Data, example: Data, kind: str, skip: int) -> None:

@@ -96,6 +96,7 @@ class OctoTeacher:
         `say` is told what the gripper's number is taken to mean.
         """
         teacher = cls(OctoModel.load_pretrained(checkpoint), **kwargs)
+        teacher.tasks("push")  # a tokenizer that cannot be had is told now
         say(f"Octo: {teacher.gripper_note}.")
         return teacher
 

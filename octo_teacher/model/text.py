@@ -65,7 +65,9 @@ class HFTokenizer:
                     tokens = self._load()([text], **self.tokenizer_kwargs)
                 except UserError:
                     raise
-                except Exception as error:  # the libraries raise plain Exception
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:  # the libraries raise plain Exception, or panic, which is not even that
                     raise UserError(
                         f"The tokenizer {self.tokenizer_name!r} fails on {text!r}: {_cause(error)}"
                     ) from None
@@ -117,7 +119,9 @@ class FileTokenizer:
         path = folder / TOKENIZER_FILE
         try:
             self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and where it panics not even that
             raise UserError(f"{path} is no tokenizer: {_cause(error)}") from None
         self._path = path
         self._settings = {
@@ -225,7 +229,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -179,6 +179,12 @@ def _check_sizes(text: Mapping[str, Any], backbones: tuple[BackboneConfig, ...],
             raise BridgeError(
                 f"config.json has {name}={str(value)[:40]}; it must be a whole number from 1 to {_LARGEST[name]}."
             )
+    widths = [("width", "heads", backbone.width, backbone.heads) for backbone in backbones]
+    # Rotary position embeddings turn pairs of numbers.
+    widths.append(("hidden_size", "2 x num_attention_heads", text["hidden_size"], 2 * text["num_attention_heads"]))
+    for name, parts, width, heads in widths:
+        if width % heads:
+            raise BridgeError(f"config.json has {name}={width}, which is no multiple of {parts}={heads}.")
     for name in ("rms_norm_eps", "rope_theta"):
         if isinstance(text[name], bool) or not isinstance(text[name], int | float) or not 0 < text[name] < 1e12:
             raise BridgeError(f"config.json has {name}={str(text[name])[:40]}; it must be a number above 0.")

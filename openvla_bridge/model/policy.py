@@ -156,6 +156,11 @@ class OpenVLAPolicy:
         if instruction not in self._prompts:
             ids = with_empty_token(self._tokenizer.encode(build_prompt(instruction, self._vicuna)))
             config = self.model.config
+            if max(ids) >= config.text["vocab_size"]:
+                raise BridgeError(
+                    f"tokenizer.json gives the id {max(ids)}; config.json has a vocabulary of "
+                    f"{config.text['vocab_size']}: they are not of one checkpoint."
+                )
             room = config.text["max_position_embeddings"] - config.backbones[0].num_patches - self.action_dim
             if len(ids) > room:
                 raise BridgeError(f"The instruction has {len(ids)} tokens; the model has room for {room}.")

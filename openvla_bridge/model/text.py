@@ -46,17 +46,28 @@ class FileTokenizer:
         path = folder / "tokenizer.json"
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._bos_id = bos_id
+            self._tokenizer.encode("In:")  # some that can be read cannot encode
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and where it panics not even that
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BridgeError(
-                f"{path} cannot be read ({error}): the checkpoint needs the tokenizer.json that is published with it."
+                f"{path} cannot be read ({cause}): the checkpoint needs the tokenizer.json that is published with it."
             ) from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._bos_id = bos_id
 
     def encode(self, prompt: str) -> list[int]:
-        """Returns ids beginning with BOS."""
-        ids = self._tokenizer.encode(prompt).ids
+        """Returns ids beginning with BOS.
+
+        Raises:
+            BridgeError: the tokenizer fails on this prompt.
+        """
+        try:
+            ids = self._tokenizer.encode(prompt).ids
+        except Exception as error:  # the library raises plain Exception
+            raise BridgeError(f"The checkpoint's tokenizer.json fails on {prompt!r} ({error}): get it again.") from None
         return ids if ids[:1] == [self._bos_id] else [self._bos_id, *ids]
 
 

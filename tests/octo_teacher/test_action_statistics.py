@@ -199,6 +199,30 @@ def test_what_cannot_be_used_is_refused_at_load_with_its_place(checkpoint, stati
     assert str(checkpoint) in text or "goes from 0 to 40 in the action statistics of 'mine'" in text
 
 
+def edit_tokenizer(folder: Path, edit) -> None:
+    file = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda t: t["model"]["vocab"].update({"<pad>": 10**6}),
+            "id 1000000; the language encoder has",
+        ),
+        (lambda t: t["post_processor"].update(special_tokens={}), "no entry found|tokenizer"),  # a panic of the library
+        (lambda t: t.update(model={"type": "WordLevel", "vocab": {}, "unk_token": "x"}), "tokenizer"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused_at_load(checkpoint, edit, message):
+    edit_tokenizer(checkpoint, edit)
+    with pytest.raises(UserError, match=message):
+        OctoTeacher.load(checkpoint, say=lambda text: None)
+
+
 def test_bounds_in_the_wrong_order_are_refused(checkpoint):
     edit_config(checkpoint, dataset_kwargs={KEY_OF_TYPE: "bounds"})
     write(checkpoint, other(p99=[-0.5] + [0.5] * 6))

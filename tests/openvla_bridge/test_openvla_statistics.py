@@ -96,6 +96,41 @@ def test_the_worker_turns_the_gripper_as_it_is_told(checkpoint, setting):
 
 
 @pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t["model"]["vocab"].update(in_=1, the=10**6), "id 1000000; config.json has a vocabulary of 32064"),
+        (lambda t: t["post_processor"].update(special_tokens={}), "tokenizer.json cannot be read"),
+        (lambda t: t["model"].update(unk_token="x"), "tokenizer.json cannot be read"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(copy, edit, message):
+    content = json.loads((copy / "tokenizer.json").read_text())
+    edit(content)
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(BridgeError, match=message):
+        policy = OpenVLAPolicy.load(str(copy), "cpu")
+        policy.predict_tokens(FRAMES, "push the cube")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hidden_size", 10**9, "hidden_size=1000000000; it must be a whole number from 1 to 65536"),
+        ("num_hidden_layers", 2**31, "num_hidden_layers=2147483648"),
+        ("hidden_size", 33, "no multiple of 2 x num_attention_heads"),
+        ("hidden_size", 64, r"is \[.*\] in .*model.safetensors; config.json asks for"),
+        ("rms_norm_eps", None, "rms_norm_eps=None; it must be a number above 0"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_allocated(copy, name, value, message):
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"][name] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BridgeError, match=message):
+        OpenVLAPolicy.load(str(copy), "cpu")
+
+
+@pytest.mark.parametrize(
     ("value", "message"), [(NAN, "not finite"), (-float("inf"), "not finite"), (7, "has the type I64")]
 )
 def test_weights_that_are_no_numbers_are_named_with_their_file(copy, value, message):
