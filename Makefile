@@ -6,20 +6,27 @@ CONFIG ?= configs/push_cube_sparse.py
 ARGS ?=
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
 .PHONY: setup train test lint docs openvla-env
 
+# Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
 
 # torch goes first: a range that admits newer releases would pull gigabytes of CUDA packages on a machine without a GPU.
-$(VENV)/.ready: pyproject.toml constraints.txt setup/system_packages.sh setup/can_render.py
+$(VENV)/.train-ready: pyproject.toml constraints.txt setup/system_packages.sh setup/can_render.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; $(PYTHON) is older: run 'make PYTHON=python3.12 ...'." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment: on Debian and Ubuntu run 'apt-get install python3-venv' as root." >&2; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(PIP) $(TORCH)
+	$(PIP) --constraint constraints.txt --editable .
 	setup/system_packages.sh $(BIN)/python
 	@touch $@
 
-train: setup
+$(VENV)/.ready: $(VENV)/.train-ready
+	$(PIP) --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+train: $(VENV)/.train-ready
 	$(BIN)/python train.py --config=$(CONFIG) $(ARGS)
 
 # Two at a time: most tests keep one core busy. The tests of one file share what they build.

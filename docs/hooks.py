@@ -7,6 +7,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -40,7 +41,7 @@ def settings_page() -> str:
     from rpd_jax.settings import NAMES, SETTINGS
 
     config = default.get_config()
-    profiles = {name: _flatten(config.profiles[name].to_dict()) for name in ("paper", "cpu", "cpu_state")}
+    profiles = {name: flatten_dict(config.profiles[name].to_dict(), sep=".") for name in ("paper", "cpu", "cpu_state")}
     source = (ROOT / "configs" / "default.py").read_text()
     lines = [
         "# Settings",
@@ -157,13 +158,6 @@ def _commented_fields(source: str) -> Iterator[tuple[str, str]]:
     for node in function.body:
         if isinstance(node, ast.Assign) and not ast.unparse(node.value).startswith("ConfigDict("):
             yield ast.unparse(node.targets[0]).removeprefix("c."), comments.get(node.end_lineno, "")
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _code(value: object) -> str:

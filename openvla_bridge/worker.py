@@ -51,7 +51,8 @@ class Worker:
         except ImportError as error:
             raise BridgeError(
                 f"The Python environment of {sys.executable} lacks {error.name or error}: run `make openvla-env` and "
-                "set teacher.python=.venv-openvla/bin/python, or install what openvla_bridge/requirements.txt lists."
+                "set teacher.python=.venv-openvla/bin/python, or pip install 'rpd-jax[openvla]' there, or what "
+                "openvla_bridge/requirements.txt lists."
             ) from None
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from scipy.stats import binomtest
 
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.teachers import Teacher
@@ -96,9 +97,5 @@ def run_episodes(
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     """Bounds of the 95% score interval of a success rate (Wilson 1927)."""
-    z = 1.959964
-    rate = successes / episodes
-    centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
-    half = z * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes)) / (1 + z * z / episodes)
-    # The rate lies inside by algebra, but for rounding.
-    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
+    low, high = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)

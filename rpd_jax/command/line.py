@@ -9,6 +9,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from rpd_jax.command.extras import missing_extra
+from rpd_jax.command.flag_kinds import with_underscores
 from rpd_jax.command.help_text import HELP_FLAGS, short_usage
 from rpd_jax.command.wrong_flags import explain, explain_config_files, explain_leftover
 from rpd_jax.errors import UserError, no_room
@@ -63,6 +65,11 @@ def _sentences_not_traces() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
+    except ModuleNotFoundError as error:
+        sentence = missing_extra(error)
+        if sentence is None:
+            raise
+        _refuse(sentence)
     except BrokenPipeError:
         _forget_output()
         sys.exit(_CLOSED_PIPE_STATUS)
@@ -105,8 +112,9 @@ def _parse_flags(argv: Sequence[str], positional: str | None) -> list[str]:
     if any(argument in HELP_FLAGS for argument in argv[1:]):
         print(short_usage(argv))
         sys.exit(0)
+    argv = with_underscores(argv)
     try:
-        arguments = flags.FLAGS(list(argv))
+        arguments = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         _refuse(explain(argv, error))
     missing = explain_config_files(argv)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from rpd_jax.errors import UserError
 from rpd_jax.learning.losses import ALGORITHMS
-from rpd_jax.run.directory import flatten
 from rpd_jax.training_run.fields import FREE_FIELDS
 
 # Fields that the curves of one panel share.
@@ -171,7 +171,7 @@ def _is_run(path: Path) -> bool:
 
 def _read_run(path: Path) -> Run:
     try:
-        config = flatten(json.loads((path / "config.json").read_text()))
+        config = flatten_dict(json.loads((path / "config.json").read_text()), sep=".")
         results, teacher = (_read_optional(path / name) for name in ("results.json", "teacher.json"))
         run = Run(path, config, _read_rows(path / "metrics.jsonl"), results, teacher)
         if run.algorithm not in ORDER:

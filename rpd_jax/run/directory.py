@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
@@ -50,7 +51,7 @@ def check_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
     workdir = Path(workdir).absolute()
     path = workdir / CONFIG_FILE
     if path.exists():
-        differences = _differences(flatten(_read(path)), flatten(json.loads(config.to_json())), kind)
+        differences = _differences(_read(path), json.loads(config.to_json()), kind)
         if differences:
             raise UserError(
                 f"{workdir} is a run of another config ({'; '.join(differences)}): "
@@ -103,17 +104,8 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path} is not valid JSON ({error}): restore it or choose another --workdir.") from error
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _differences(old: Mapping[str, object], new: Mapping[str, object], kind: RunKind) -> list[str]:
+def _differences(old: Mapping, new: Mapping, kind: RunKind) -> list[str]:
+    old, new = flatten_dict(old, sep="."), flatten_dict(new, sep=".")
     names = sorted(name for name in old.keys() | new.keys() if not kind.is_free(name))
     values = [(name, *(config.get(name, kind.added.get(name)) for config in (old, new))) for name in names]
     return [f"{name}: {there!r} there, {now!r} now" for name, there, now in values if there != now]

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+from flax.traverse_util import flatten_dict
+
 from rpd_jax import settings
 from rpd_jax.report.runs import Run
 from rpd_jax.report.statistics import seconds_per_stage
-from rpd_jax.run.directory import flatten
 from rpd_jax.sweep.grid import Job, job_config
 
 # What a run's rate depends on most: rates are taken from runs that agree in these.
@@ -40,7 +41,7 @@ def estimate(jobs: Sequence[Job], runs: Sequence[Run]) -> Estimate:
 
 def _seconds_per_step(job: Job, runs: Sequence[Run]) -> tuple[float, int] | None:
     config = settings.resolve(job_config(job))
-    resolved = flatten(config.to_dict())
+    resolved = flatten_dict(config.to_dict(), sep=".")
     wanted = {name: resolved[name] for name in _ALIKE}
     measured: dict[str, list[float]] = {}
     for run in runs:

@@ -13,10 +13,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from command_line import demos_command
 
 from octo_teacher.data.maniskill import read_maniskill
 from octo_teacher.data.maniskill_files import CAMERA
-from octo_teacher.demos.__main__ import main
 from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.record import Recording, record
 from rpd_jax.errors import UserError
@@ -51,7 +51,7 @@ def fake_episode(seed: int, steps: int = 3) -> Episode:
 def recorded(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("demos") / "push.h5"
     command = ["--task", "PushCube-v1", "--image-size", "32", "--noise", "0.5", "-o", str(path)]
-    assert main(["record", *command, "--episodes", "2", "--workers", "1"]) == 0
+    demos_command("record", *command, "--episodes", "2", "--workers", "1")
     return path
 
 
@@ -96,10 +96,10 @@ def test_extending_gives_the_file_of_one_recording(recorded):
     assert entries[0] == entries[1]
 
 
-def test_a_file_of_other_options_is_not_extended(recorded, capsys):
+def test_a_file_of_other_options_is_not_extended(recorded):
     command = ["record", "--task", "PushCube-v1", "--episodes", "9", "--image-size", "64", "-o", str(recorded)]
-    assert main(command) == 2
-    assert "was recorded with human_camera = {'image_size': 32, 'mesh_detail': 1.0}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"was recorded with human_camera = {'image_size': 32, 'mesh_detail': 1.0}"):
+        demos_command(*command)
 
 
 def test_episodes_survive_a_kill_before_they_are_merged(tmp_path):

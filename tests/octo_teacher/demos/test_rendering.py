@@ -6,9 +6,9 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from command_line import demos_command
 
 from octo_teacher.data.maniskill_files import CAMERA
-from octo_teacher.demos.__main__ import main
 from octo_teacher.demos.render import Rendering, _find_episodes, render
 from rpd_jax.errors import UserError
 
@@ -20,7 +20,7 @@ def recorded(tmp_path_factory):
     """Two episodes of PickCube, whose goal is seen only by the human camera."""
     path = tmp_path_factory.mktemp("demos") / "pick.h5"
     command = ["record", "--task", "PickCube-v1", "--image-size", "32", "--mesh-detail", "0.15", "--workers", "1"]
-    assert main([*command, "--episodes", "2", "-o", str(path)]) == 0
+    demos_command(*command, "--episodes", "2", "-o", str(path))
     return path
 
 
@@ -41,8 +41,8 @@ def bare(recorded, tmp_path):
 def test_the_frames_are_those_of_the_recording_and_move_with_the_camera(recorded, bare, tmp_path):
     command = ["render", str(bare), "--image-size", "32", "--mesh-detail", "0.15", "--workers", "1"]
     same, moved = tmp_path / "same.h5", tmp_path / "moved.h5"
-    assert main([*command, "-o", str(same)]) == 0
-    assert main([*command, "-o", str(moved), "--episodes", "1", "--eye-offset", "0.2", "0", "0"]) == 0
+    demos_command(*command, "-o", str(same))
+    demos_command(*command, "-o", str(moved), "--episodes", "1", "--eye-offset", "0.2", "0", "0")
     with h5py.File(recorded) as expected, h5py.File(same) as found, h5py.File(moved) as other:
         assert sorted(found) == ["traj_0", "traj_1"] and sorted(other) == ["traj_0"]
         for name in found:

@@ -1,0 +1,153 @@
+"""What is imported is declared, what is declared is imported, and a missing extra is named in one sentence."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from rpd_jax.command.extras import EXTRAS
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ("rpd_jax", "octo_teacher", "openvla_bridge", "configs")
+OURS = {*PACKAGES, "tests"}
+# Declared, and not imported by us:
+UNSEEN = {
+    "tensorboard": "reads what tensorboardX writes; a test starts it",
+    "mkdocs-material": "the theme that mkdocs.yml names",
+    "pytest-timeout": "a plugin",
+    "pytest-xdist": "a plugin",
+    "ruff": "a command",
+    "rpd-jax": "the project's own extras",
+}
+# Imported by tests/original_octo, which says how to get it.
+NOT_ON_PYPI = {"octo"}
+
+
+def normal(requirement: str) -> str:
+    """Name of a distribution as PyPI compares names."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def modules_of(*places: str) -> Iterator[tuple[str, Path]]:
+    """Top-level modules of other people that files import, lazily or not."""
+    for place in places:
+        path = ROOT / place
+        files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        for file in (file for file in files if ROOT / "tests" / "data" not in file.parents):
+            own = {sibling.stem for sibling in file.parent.glob("*.py")} if "tests" in file.parts else set()
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    names = [node.module]
+                for name in (name.split(".")[0] for name in names):
+                    if name not in OURS | own and name not in sys.stdlib_module_names:
+                        yield name, file
+
+
+def distributions_of(module: str) -> set[str]:
+    if module == "google":  # a namespace of many
+        return {"protobuf"}
+    installed = packages_distributions().get(module)
+    return {normal(name) for name in installed} if installed else {normal(module)}
+
+
+MANDATORY = {normal(requirement) for requirement in PROJECT["dependencies"]}
+EXTRA = {name: {normal(one) for one in ones} for name, ones in PROJECT["optional-dependencies"].items()}
+
+
+def test_what_the_packages_import_is_declared():
+    for module, file in modules_of(*PACKAGES, "train.py", "finetune_octo.py"):
+        needed, extra = distributions_of(module), EXTRAS.get(module)
+        assert needed & MANDATORY or (extra and needed & EXTRA[extra]), f"{file} imports {module}"
+
+
+def test_what_docs_and_tests_import_is_declared():
+    declared = MANDATORY | set().union(*EXTRA.values())
+    for module, file in modules_of("docs", "tests"):
+        assert distributions_of(module) & declared or module in NOT_ON_PYPI, f"{file} imports {module}"
+
+
+def test_what_is_declared_is_imported():
+    places = (*PACKAGES, "train.py", "finetune_octo.py", "docs", "tests")
+    imported = set().union(*(distributions_of(module) for module in {module for module, _ in modules_of(*places)}))
+    assert imported >= MANDATORY
+    for name, wanted in EXTRA.items():
+        assert wanted - {"jax"} <= imported | set(UNSEEN), name
+    assert set(UNSEEN) <= set().union(*EXTRA.values()), "an exception for what is no longer declared"
+
+
+def test_tests_have_all_extras_but_those_of_a_gpu_and_of_an_account():
+    (own,) = (one for one in PROJECT["optional-dependencies"]["test"] if one.startswith("rpd-jax["))
+    assert set(re.search(r"\[(.*)\]", own)[1].split(",")) == set(EXTRA) - {"test", "cuda12", "cuda13", "wandb"}
+
+
+def test_the_workers_environment_asks_for_the_same_versions():
+    declared = {*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["openvla"]}
+    lines = (ROOT / "openvla_bridge" / "requirements.txt").read_text().splitlines()
+    wanted = {line for line in lines if line and not line.startswith("#")}
+    assert wanted <= declared
+    assert set(PROJECT["optional-dependencies"]["openvla"]) <= wanted
+
+
+WITHOUT = """
+import runpy, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+sys.argv = {argv!r}
+sys.path.insert(0, {root!r})
+"""
+
+
+def without(names: set[str], code: str, argv: list[str]) -> subprocess.CompletedProcess:
+    """Runs code in a process in which modules cannot be imported."""
+    program = WITHOUT.format(names=names, argv=argv, root=str(ROOT)) + code
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_training_imports_no_extra():
+    """Orbax and ManiSkill bring some of them along; what is ours must not ask for them."""
+    modules = ("train", "rpd_jax.trainer", "rpd_jax.evaluate.table", "rpd_jax.envs.cpu_env", "octo_teacher.teacher")
+    modules += ("openvla_bridge.client", "configs.default", "rpd_jax.doctor")
+    outcome = without(set(EXTRAS) - {"google"}, "import " + ", ".join(modules), ["train.py"])
+    assert outcome.returncode == 0, outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "module", "argv"),
+    [
+        ("demos", "octo_teacher.demos", ["inspect", "demos.h5"]),
+        ("demos", "octo_teacher.demos", ["record", "--task=PushCube-v1", "--episodes=1", "-o", "nowhere/demos.h5"]),
+        ("demos", "finetune_octo", ["--config=configs/finetune_octo.py", "--workdir=nowhere"]),
+        ("report", "rpd_jax.report", ["nowhere"]),
+        ("sweep", "rpd_jax.sweep", ["configs/paper/fig3.py", "--dry_run"]),
+    ],
+)
+def test_a_command_whose_extra_is_missing_says_so(extra, module, argv):
+    missing = {name for name, of in EXTRAS.items() if of == extra}
+    outcome = without(missing, f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)", [module, *argv])
+    assert outcome.returncode == 2, outcome.stderr
+    (line,) = (line for line in outcome.stderr.splitlines() if line.startswith("error: "))
+    assert re.fullmatch(
+        rf"error: \w+ is not installed, which this command needs: pip install 'rpd-jax\[{extra}\]'\.", line
+    )
+    assert "Traceback" not in outcome.stderr
+
+
+def test_commands_start_light():
+    """Parsing a command line needs no JAX, no torch and none of the other big ones."""
+    code = "import rpd_jax.command.line, sys; print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split())
+    assert "absl.app" in loaded
+    assert not loaded & {"jax", "torch", "numpy", "flax", "scipy", "matplotlib", "rich", "mani_skill", "orbax", "h5py"}
