@@ -229,6 +229,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     check_names(config, _table(config))
     profiles = _profiles(config)
     check_value("profile", config.profile, one_of("auto", *profiles))
+    check_value("teacher.name", config.teacher.name, SETTINGS["teacher.name"])
     if config.profile == "auto":
         if has_cuda():
             config.profile = "paper"

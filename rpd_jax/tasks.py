@@ -50,8 +50,12 @@ def task_names() -> tuple[str, ...]:
     return (*TASKS, *registry.names(GROUP))
 
 
-def find_task(env_id: str) -> Task:
+def find_task(env_id: str, asked_by: str = "env.task") -> Task:
     """Returns the task registered under `env_id`, here or by a package (an entry point of `rpd_jax.tasks`).
+
+    Args:
+        env_id: its name.
+        asked_by: the setting, flag or file that names it, for the sentence.
 
     Raises:
         UserError: there is none, with the nearest name; or its package cannot be loaded or offers something else.
@@ -61,7 +65,7 @@ def find_task(env_id: str) -> Task:
     names = task_names()
     if env_id not in names:
         nearest = difflib.get_close_matches(env_id, names, n=1, cutoff=0.0)[0]
-        raise UserError(f"env.task={env_id!r} is not one of the tasks {', '.join(names)}: did you mean {nearest!r}?")
+        raise UserError(f"{asked_by}={env_id!r} is not one of the tasks {', '.join(names)}: did you mean {nearest!r}?")
     task = registry.load(GROUP, env_id)
     if not isinstance(task, Task) or task.env_id != env_id:
         raise UserError(

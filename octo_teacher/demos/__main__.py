@@ -47,10 +47,11 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("output", None, "record, render: the h5 file.", short_name="o")
     integer("seed", 0, "record: seed of the first episode.")
     number("noise", 0.0, "record: greatest action noise of an episode.")
-    integer("image_size", 128, "record, render: width and height of the frames, pixels.")
-    number("mesh_detail", 1.0, "record, render: fraction of the robot's triangles.")
+    integer("image_size", 128, "record, render: width and height of the frames, pixels.", lower_bound=1)
+    text = "record, render: fraction of the robot's triangles."
+    number("mesh_detail", 1.0, text, lower_bound=0.001, upper_bound=1.0)
     flags.DEFINE_bool("keep_failures", False, "record, render: store episodes without success too.", values)
-    integer("workers", None, "record, render: processes; by default one per core.")
+    integer("workers", None, "record, render: processes; by default one per core.", lower_bound=1)
     for name, what in (("eye_offset", "the camera's position"), ("target_offset", "the point that it looks at")):
         text = f"render: metres added to {what}, such as 0.0,0.2,0.0."
         define_numbers(name, (0.0, 0.0, 0.0), text, kind=float, least=None, length=3, values=values)

@@ -69,7 +69,7 @@ def record(recording: Recording, on_episode: Callable[[int, int, Episode], None]
     Raises:
         UserError: unknown task, values out of range, or a file that was recorded with other options.
     """
-    find_task(recording.task)
+    find_task(recording.task, "--task")
     find_expert(recording.task)
     if recording.episodes < 1:
         raise UserError(f"--episodes={recording.episodes} is not a positive number of episodes.")

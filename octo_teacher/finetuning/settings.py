@@ -103,7 +103,7 @@ def check_config(config: ConfigDict) -> None:
     cameras = {f"cameras.{name}": _OTHER_CAMERA for name in config.get("cameras", {})}
     check_fields(config, cameras | SETTINGS, prefix="config.")
     for name in eval_tasks(config):
-        find_task(name)
+        find_task(name, "config.eval.tasks")
 
 
 def check_together(config: ConfigDict, num_devices: int) -> None:

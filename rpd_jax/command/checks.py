@@ -8,11 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rpd_jax.command.wrong_flags import fields
+from rpd_jax.command.wrong_flags import fields, shortened
 from rpd_jax.errors import UserError
 
 _LONGEST_TEXT = 4096  # of a path on Linux
-_SHOWN = 200  # characters of a wrong value that a sentence repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ def one_of(*allowed: str) -> Check:
     names = ", ".join(allowed)
 
     def nearest(value: str) -> str:
-        close = difflib.get_close_matches(value[:_SHOWN], allowed, n=1, cutoff=0.0)[0]
+        close = difflib.get_close_matches(shortened(value), allowed, n=1, cutoff=0.0)[0]
         return f"is not one of {names}: did you mean {close!r}?"
 
     rule = f"must be one of {names}."
@@ -152,7 +151,7 @@ def check_names(config: ConfigDict, table: Mapping[str, Check], *, prefix: str =
         if inside:
             raise UserError(f"{prefix}{path} is a group of settings: set one of {', '.join(inside)}.")
         nearest = difflib.get_close_matches(path, table, n=1, cutoff=0.0)[0]
-        raise UserError(f"The config has no field {prefix}{shown_name(path)}: did you mean {prefix}{nearest}?")
+        raise UserError(f"The config has no field {prefix}{shortened(path)}: did you mean {prefix}{nearest}?")
     for path in table:
         if path not in there:
             raise UserError(f"The config lacks {prefix}{path}: make it with get_config of a file of configs/.")
@@ -168,15 +167,9 @@ def get(config: ConfigDict, path: str) -> Any:
 def shown(value: Any) -> str:
     """A value in a sentence: as Python writes it, cut where it is long."""
     try:
-        written = repr(value)
+        return shortened(repr(value))
     except ValueError:  # Python writes no number of more than 4300 digits
         return "(a number of thousands of digits)"
-    return shown_name(" ".join(written.split()))
-
-
-def shown_name(written: str) -> str:
-    """A text of the user's in a sentence, cut where it is long."""
-    return written if len(written) <= _SHOWN else f"{written[:_SHOWN]}..."
 
 
 def _is_whole(value: Any) -> bool:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rpd_jax.command.extras import missing_extra
 from rpd_jax.command.flag_kinds import with_underscores
 from rpd_jax.command.help_text import HELP_FLAGS, short_usage
-from rpd_jax.command.wrong_flags import explain, explain_config_files, explain_leftover
+from rpd_jax.command.wrong_flags import explain, explain_config_files, explain_leftover, shortened
 from rpd_jax.errors import UserError, no_room
 from rpd_jax.run.stop import STOPPED_STATUS, Interrupted, listen
 
@@ -96,7 +96,7 @@ def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
         flag.value.keys()  # a config that failed to load says so at its first use
         return flag.value
     except OSError as error:
-        text = " ".join(str(error).split())
+        text = shortened(" ".join(str(error).split()))
         raise UserError(f"--{flag.name} cannot be read ({text}): give a file of configs/.") from error
 
 

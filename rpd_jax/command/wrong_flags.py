@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
+from os.path import isdir, isfile  # unlike Path's, False where the name is too long or holds NUL
 from pathlib import Path
 
 from absl import flags
@@ -26,11 +27,18 @@ def explain(argv: Sequence[str], error: Exception) -> str:
     for name in flags.FLAGS.get_key_flags_for_module(argv[0]):
         if f"--{name.name} must have a value" in str(error):
             return f"--{name.name} is missing: {_lower_first(name.help)}"
-    return " ".join(str(error).split())
+    return shortened(" ".join(str(error).split()))
+
+
+def shortened(text: str, longest: int = 200) -> str:
+    """A text of the user's as a sentence repeats it: cut where it is long, on one line."""
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[: longest + 1])
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def explain_leftover(argument: str) -> str:
     """The sentence for an argument that is no flag."""
+    argument = shortened(argument)
     name = argument.split("=")[0]
     if "=" in argument and _known(name.split(".")[0]):
         return f"Unknown argument {argument!r}: did you mean --{argument}?"
@@ -42,8 +50,8 @@ def explain_config_files(argv: Sequence[str]) -> str | None:
     for flag in flags.FLAGS.get_key_flags_for_module(argv[0]):
         if config_flags.is_config_flag(flag):
             path = config_path(flag.name, argv)
-            if path is not None and not Path(path.split(":")[0]).is_file():
-                return f"--{flag.name}={path} is not a file: {_nearest_file(path)}"
+            if path is not None and not isfile(path.split(":")[0]):
+                return f"--{flag.name}={shortened(path)} is not a file: {_nearest_file(path)}"
     return None
 
 
@@ -70,13 +78,14 @@ def config_path(flag_name: str, argv: Sequence[str]) -> str | None:
 def config_of(flag_name: str, argv: Sequence[str]) -> ConfigDict | None:
     """The settings of a config flag's file without any overrides; None if there is no such file."""
     path = config_path(flag_name, argv)
-    if path is None or not Path(path.split(":")[0]).is_file():
+    if path is None or not isfile(path.split(":")[0]):
         return None
     return flags.FLAGS[flag_name].parser.parse(path)
 
 
 def _flag_mistake(argument: str, argv: Sequence[str]) -> str | None:
     name, equals, value = argument.lstrip("-").partition("=")
+    name = shortened(name)
     root, dot, field = name.partition(".")
     if not _known(root):
         return _unknown_flag(name, argv)
@@ -105,7 +114,9 @@ def _field_mistake(root: str, field: str, value: str | None, config: ConfigDict)
     kinds = dict(fields(config))
     if field in kinds:
         kind = kinds[field]
-        return None if value is None or _fits(value, kind) else f"--{root}.{field}={value} is not {_KINDS[kind]}."
+        if value is None or _fits(value, kind):
+            return None
+        return f"--{root}.{field}={shortened(value)} is not {_KINDS[kind]}."
     inside = [path for path in kinds if path.startswith(f"{field}.")]
     if inside:
         return f"--{root}.{field} is a group of settings: set one of {', '.join(inside)}."
@@ -117,7 +128,8 @@ def _field_mistake(root: str, field: str, value: str | None, config: ConfigDict)
 
 
 def _nearest_file(path: str) -> str:
-    files = {file.stem: file for folder in (Path("configs"), Path(path).parent) for file in folder.glob("*.py")}
+    folders = [folder for folder in (Path("configs"), Path(path).parent) if isdir(folder)]
+    files = {file.stem: file for folder in folders for file in folder.glob("*.py")}
     files.pop("__init__", None)
     close = difflib.get_close_matches(Path(path).stem, files, n=1)
     return f"did you mean {files[close[0]]}?" if close else "give a file of configs/."

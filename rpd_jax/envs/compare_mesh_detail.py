@@ -33,7 +33,7 @@ _AMPLIFIED = 8
 
 
 def main() -> None:
-    find_task(_TASK.value)
+    find_task(_TASK.value, "--task")
     table = Table("px", "mesh detail", "mean difference", "pixels that differ", title=_TASK.value)
     sizes, rows = [int(size) for size in _IMAGE_SIZE.value], []
     for size in sizes:

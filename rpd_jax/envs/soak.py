@@ -29,9 +29,11 @@ from rpd_jax.workers.cost import anonymous_mib
 _TASKS = flags.DEFINE_list("tasks", ["all"], "Tasks, separated by commas, or 'all'.")
 _STEPS = flags.DEFINE_integer("steps", 10_000, "Steps per task, all its environments together.", lower_bound=1)
 _NUM_ENVS = flags.DEFINE_integer("num_envs", 16, "Environments of a task.", lower_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", None, "Worker processes; by default one per core.")
+_WORKERS = flags.DEFINE_integer("workers", None, "Worker processes; by default one per core.", lower_bound=1)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Width and height of the frames, pixels.", lower_bound=1)
-_MESH_DETAIL = flags.DEFINE_float("mesh_detail", 0.15, "Fraction of the robot's triangles that is drawn.")
+_MESH_DETAIL = flags.DEFINE_float(
+    "mesh_detail", 0.15, "Fraction of the robot's triangles that is drawn.", lower_bound=0.001, upper_bound=1.0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the episodes and the actions.")
 _GROWTH = flags.DEFINE_float("growth", 5.0, "MiB per 1,000 steps of a worker that count as a leak.")
 
@@ -41,7 +43,7 @@ def main() -> None:
     title = f"{_NUM_ENVS.value} environments, random actions; MiB of a worker, growth in 1,000 of its steps"
     table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     faults = 0
-    for task in [find_task(name) for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value)]:
+    for task in [find_task(name, "--tasks") for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value)]:
         config = ConfigDict(
             {
                 "task": task.env_id,

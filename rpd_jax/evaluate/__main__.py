@@ -44,7 +44,11 @@ _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Width and height of the frames, pixels; by default the run's or 128.", lower_bound=1
 )
 _MESH_DETAIL = flags.DEFINE_float(
-    "mesh_detail", None, "Fraction of the robot's triangles that is drawn; by default the run's or 0.15."
+    "mesh_detail",
+    None,
+    "Fraction of the robot's triangles that is drawn; by default the run's or 0.15.",
+    lower_bound=0.001,
+    upper_bound=1.0,
 )
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -72,7 +76,7 @@ def main() -> None:
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     if output and output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file: give a folder.")
-    tasks = [find_task(name) for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value or ())]
+    tasks = [find_task(name, "--tasks") for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value or ())]
     if _RUN.value:
         policy = run_policy(_RUN.value, _CHECKPOINT.value)
     elif _POLICY.value:

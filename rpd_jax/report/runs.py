@@ -171,7 +171,7 @@ def _is_run(path: Path) -> bool:
 
 def _read_run(path: Path) -> Run:
     try:
-        config = flatten_dict(json.loads((path / "config.json").read_text()), sep=".")
+        config = flatten_dict(_read_object(path / "config.json"), sep=".")
         results, teacher = (_read_optional(path / name) for name in ("results.json", "teacher.json"))
         run = Run(path, config, _read_rows(path / "metrics.jsonl"), results, teacher)
         if run.algorithm not in ORDER:
@@ -183,10 +183,25 @@ def _read_run(path: Path) -> Run:
 
 
 def _read_optional(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read_object(path) if path.exists() else None
+
+
+def _read_object(path: Path) -> dict:
+    return _parse_object(path.read_text(), path.name)
+
+
+def _parse_object(text: str, place: str) -> dict:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{place} holds no object")
+    return content
 
 
 def _read_rows(path: Path) -> list[dict[str, float]]:
     """The whole lines: a run that is going on may be in the middle of writing one."""
     text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [_parse_object(line, f"line {number} of {path.name}") for number, line in enumerate(lines, 1)]
