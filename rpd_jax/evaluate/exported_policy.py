@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import jax
@@ -35,7 +36,8 @@ def read_description(folder: str | Path) -> dict:
         files = dict(description.get("sha256", {}))  # not in older exports
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(
-            f"{folder} is no policy folder ({error}): make one with python -m rpd_jax.export --run=DIR -o {folder}."
+            f"{folder} is no policy folder ({error}): make one with python -m rpd_jax.export --run=DIR -o "
+            f"{shlex.quote(str(folder))}."
         ) from error
     for name, expected in files.items():
         file = path.parent / Path(str(name)).name
