@@ -316,11 +316,19 @@ def _read_example_batch(path: Path) -> dict[str, Any]:
             observation["timestep_pad_mask"] = observation["pad_mask"]
         if not isinstance(batch["task"], dict) or observation["timestep_pad_mask"].ndim != 2:
             raise ValueError("wrong shapes")
+        arrays = [*_arrays(observation), *_arrays({**batch["task"], "language_instruction": None})]
+        if not all(isinstance(value, np.ndarray) and value.ndim for value in arrays):
+            raise ValueError("something else than arrays")
     except FileNotFoundError:
         raise UserError(f"The checkpoint lacks {path}.") from None
     except Exception as error:  # flax and msgpack raise many types for one thing: not readable
         raise UserError(f"{path} is not an example batch: {_first_line(error)}") from None
     return batch
+
+
+def _arrays(part: Mapping[str, Any]) -> list[Any]:
+    """What must be arrays of one part of an example batch: all but the flags, which are arrays by key."""
+    return [value for name, value in part.items() if name != "pad_mask_dict" and value is not None]
 
 
 def _first_line(error: Exception) -> str:

@@ -99,5 +99,12 @@ def gripper_to_environment(actions: Any, convention: str) -> Any:
 
 
 def _of_gripper(statistics: Mapping[str, Any], *names: str) -> list[float]:
-    values = (np.asarray(statistics[name]) for name in names if statistics.get(name) is not None)
-    return [float(value[-1]) for value in values if value.ndim == 1 and len(value) and np.isfinite(value[-1])]
+    found = []
+    for name in names:
+        try:
+            values = np.asarray(statistics.get(name), np.float64)
+        except (TypeError, ValueError, OverflowError):
+            continue  # no numbers
+        if values.ndim == 1 and len(values) and np.isfinite(values[-1]):
+            found.append(float(values[-1]))
+    return found

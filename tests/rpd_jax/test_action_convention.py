@@ -56,6 +56,7 @@ def test_a_setting_wins_over_statistics():
         ),
         ({"mean": [0.0]}, "no range of the gripper in its statistics"),
         ({}, "no range"),
+        ({"min": ["x"], "max": [None], "p01": 3.0, "p99": {}}, "no range"),
     ],
 )
 def test_what_is_no_convention_is_refused(statistics, message):
