@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rpd_jax", "octo_teacher", "openvla_bridge")
-ERRORS = ("UserError", "WorkerError", "CheckpointError", "BridgeError")
+ERRORS = ("UserError", "WorkerError", "CheckpointError", "BridgeError", "Diverged")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -80,7 +80,13 @@ def settings_page() -> str:
 
 def errors_page() -> str:
     """Every message that ends a command with one sentence, by the part that says it."""
-    from rpd_jax.settings import MACHINE, RELATIONS
+    from octo_teacher.finetuning import settings as finetuning
+    from rpd_jax import settings
+
+    tables = {
+        ROOT / "rpd_jax" / "settings.py": (*settings.RELATIONS, *settings.MACHINE),
+        ROOT / "octo_teacher" / "finetuning" / "settings.py": finetuning.RELATIONS,
+    }
 
     lines = [
         "# Error messages",
@@ -91,8 +97,7 @@ def errors_page() -> str:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             messages = list(dict.fromkeys(message for message in error_messages(path) if message))
-            if path == ROOT / "rpd_jax" / "settings.py":
-                messages += [_escaped(re.sub(r"\{[^}]*\}", "…", sentence)) for _, sentence in (*RELATIONS, *MACHINE)]
+            messages += [_escaped(re.sub(r"\{[^}]*\}", "…", sentence)) for _, sentence in tables.get(path, ())]
             if messages:
                 lines += ["", f"## `{path.relative_to(ROOT)}`", "", *(f"- {message}" for message in messages)]
     return "\n".join(lines) + "\n"

@@ -24,7 +24,9 @@ def told_if_no_room(workdir: Path) -> Iterator[None]:
         cause = no_room(error)
         if cause is None:
             raise
-        raise UserError(_no_room_sentence(workdir, cause)) from error
+        raise UserError(
+            f"Could not write in {workdir} ({cause}): make room on the disk and run the same command again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -64,8 +66,7 @@ def saved_at_an_early_end(
         cause = no_room(error)
         if cause is None:
             raise
-        raise UserError(f"{_no_room_sentence(workdir, cause)[:-1]}; it {checkpoints.continues}.") from error
-
-
-def _no_room_sentence(workdir: Path, cause: str) -> str:
-    return f"Could not write in {workdir} ({cause}): make room on the disk and run the same command again."
+        raise UserError(
+            f"Could not write in {workdir} ({cause}): make room on the disk and run the same command again; it "
+            f"{checkpoints.continues}."
+        ) from error
