@@ -1,9 +1,11 @@
 """Compares what `record.py` wrote with what we make of the same checkpoints; runs in our environment, see README.md."""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
+import flax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,6 +26,16 @@ def compare_ids(recorded: dict, checkpoint: Path) -> str:
         f"| {checkpoint.name} | {recorded['transformers']} | {theirs['class']} | {', '.join(theirs['returned'])} | "
         f"{equal} of {len(INSTRUCTIONS)} |"
     )
+
+
+def compare_weights(recorded: dict, checkpoint: Path) -> str:
+    """One row of a table: how many parameters are bit for bit ours."""
+    theirs = recorded["checkpoints"][checkpoint.name]
+    ours = flax.traverse_util.flatten_dict(OctoModel.load_pretrained(checkpoint).params, sep="/")
+    equal = sum(
+        theirs.get(name) == hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for name, value in ours.items()
+    )
+    return f"| {checkpoint.name} | Orbax {recorded['orbax']} | {equal} of {len(set(theirs) | set(ours))} |"
 
 
 def compare_model(recorded: dict, checkpoint: Path) -> str:
@@ -48,12 +60,15 @@ def compare_model(recorded: dict, checkpoint: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ids", type=Path)
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     arguments = parser.parse_args()
     for checkpoint in arguments.checkpoints:
         if arguments.ids:
             print(compare_ids(json.loads(arguments.ids.read_text()), checkpoint))
+        if arguments.weights:
+            print(compare_weights(json.loads(arguments.weights.read_text()), checkpoint))
         if arguments.model:
             print(compare_model(dict(np.load(arguments.model)), checkpoint))
 

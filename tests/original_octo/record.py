@@ -33,6 +33,19 @@ def record_ids(checkpoint: Path) -> dict:
     }
 
 
+def record_weights(checkpoint: Path) -> dict:
+    """SHA-256 of every parameter as the original's Orbax restores it, by name."""
+    import hashlib
+
+    import flax
+    import numpy as np
+    import orbax.checkpoint
+
+    manager = orbax.checkpoint.CheckpointManager(str(checkpoint), orbax.checkpoint.PyTreeCheckpointer())
+    params = flax.traverse_util.flatten_dict(manager.restore(manager.latest_step()), sep="/")
+    return {name: hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for name, value in params.items()}
+
+
 def record_model(checkpoint: Path, seed: int = 0, batch: int = 3) -> dict:
     """Inputs, readout tokens, noise and actions of the original's `OctoModel` for random frames."""
     os.chdir(checkpoint)  # the original looks for the folders `t5-embedded` and `tokenizer` in the working directory
@@ -75,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--octo", type=Path, help="checkout of octo-models/octo at 241fb35")
     parser.add_argument("--ids", type=Path, help="write the token ids of all instructions to this JSON file")
+    parser.add_argument("--weights", type=Path, help="write digests of all parameters to this JSON file")
     parser.add_argument("--model", type=Path, help="write inputs and outputs of the model to this .npz file")
     parser.add_argument("checkpoints", type=Path, nargs="+")
     arguments = parser.parse_args()
@@ -84,6 +98,11 @@ def main() -> None:
 
         table = {path.name: record_ids(path) for path in paths}
         arguments.ids.write_text(json.dumps({"transformers": transformers.__version__, "checkpoints": table}))
+    if arguments.weights:
+        import orbax.checkpoint
+
+        table = {path.name: record_weights(path) for path in paths}
+        arguments.weights.write_text(json.dumps({"orbax": orbax.checkpoint.__version__, "checkpoints": table}))
     if arguments.model:
         if arguments.octo is None:
             parser.error("--model needs --octo")
