@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from rpd_jax.run.directory import check_run, open_run
 from rpd_jax.run.ending import saved_at_an_early_end, told_if_no_room
 from rpd_jax.run.lock import hold
 from rpd_jax.run.metrics import MetricsLog
+from rpd_jax.run.records import read_results
 from rpd_jax.run.stages import StageClock
 from rpd_jax.run.stop import StopRequest
 from rpd_jax.run.whole_file import write_json
@@ -60,7 +60,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
             with processes.first_before_others():
                 if processes.is_first():
                     write_json(results_path, results)
-        results = json.loads(results_path.read_text())
+        results = read_results(results_path)
         if processes.is_first():
             plot_run(workdir, workdir / "curve.png")
         console.finish(results, workdir)

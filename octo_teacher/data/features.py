@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from octo_teacher.data.images import decode_images
-from octo_teacher.data.metadata import field, read_object
 from rpd_jax.errors import UserError
+from rpd_jax.run.json_file import field, read_object
 
 ACTION = "steps/action"
 OBSERVATION = "steps/observation/"

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from octo_teacher.data.metadata import field, objects, parse_object, read_object
 from rpd_jax.errors import UserError
+from rpd_jax.run.json_file import field, objects, parse_object, read_object
 
 _PLACE = re.compile(r"\{(\w+)(?::0?(\d{0,2})d)?\}")
 # What pyarrow raises where a file is damaged.

@@ -10,8 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from octo_teacher.data.metadata import field, objects, parse_object, read_object
 from rpd_jax.errors import UserError
+from rpd_jax.run.json_file import field, objects, parse_object, read_object
 from rpd_jax.tasks import find_task, task_names
 
 CAMERA = "human_camera"

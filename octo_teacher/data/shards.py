@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from octo_teacher.data.array_record import count_array_records, read_array_records
-from octo_teacher.data.metadata import field, objects, read_object
 from octo_teacher.data.tfrecord import count_records, read_records
 from rpd_jax.errors import UserError
+from rpd_jax.run.json_file import field, objects, read_object
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 # How each format is read and its records are counted.

@@ -28,11 +28,11 @@ from octo_teacher.data.maniskill_files import (
     read_header,
     trajectory_names,
 )
-from octo_teacher.data.metadata import field
 from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.parallel import in_order
 from octo_teacher.demos.record import merged_at_the_end, to_rgb
 from rpd_jax.errors import UserError
+from rpd_jax.run.json_file import field
 from rpd_jax.tasks import task_names
 
 _LOG = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """A run's own measurements: success of its student and of its teacher, with their videos."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from rpd_jax.acting.seeds import episode_seeds
 from rpd_jax.acting.stage import Stage
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.acting.video import write_filmstrip, write_video
+from rpd_jax.run.records import read_teacher
 from rpd_jax.run.whole_file import write_json
 
 
@@ -59,7 +59,7 @@ def measure_teacher(
     """
     path, config = workdir / "teacher.json", stage.config
     if path.exists():
-        return json.loads(path.read_text())
+        return read_teacher(path)
     if stage.labeller is None or not config.teacher.eval_episodes:
         return None
     stage.envs.set_drawing(True)

@@ -14,6 +14,9 @@ from rpd_jax.errors import UserError
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.training_run.fields import read_run_config
 
+# What Orbax, and the code behind it, raise where a checkpoint is damaged.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, NotImplementedError)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStudent:
@@ -60,9 +63,30 @@ def load_student(run: str | Path, iteration: int | None = None) -> TrainedStuden
     if iteration not in saved:
         raise UserError(f"{run} has no checkpoint {iteration}: there are {', '.join(map(str, saved))}.")
     params = _restore_params(checkpoints / str(iteration) / "state")
-    _check_finite(params, checkpoints / str(iteration))
-    network = ActorCritic.from_config(config.student, params["params"]["actor"]["output"]["bias"].shape[0])
-    return TrainedStudent(config, network, params, iteration, _state_dim(network, params["params"]))
+    try:
+        _check_finite(params, checkpoints / str(iteration))
+        network = ActorCritic.from_config(config.student, params["params"]["actor"]["output"]["bias"].shape[0])
+        student = TrainedStudent(config, network, params, iteration, _state_dim(network, params["params"]))
+        _check_shapes(student)
+    except _DAMAGE as error:
+        raise _unreadable(checkpoints / str(iteration), error) from error
+    return student
+
+
+def _check_shapes(student: TrainedStudent) -> None:
+    """Raises ValueError if the parameters are not those of the network."""
+    size, state_dim = student.config.env.image_size, student.state_dim
+    frames = None if student.frame_shape is None else jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+    state = None if state_dim is None else jax.ShapeDtypeStruct((1, state_dim), np.float32)
+    wanted = jax.eval_shape(student.network.init, jax.random.key(0), frames, state)
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (wanted, student.params)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("its parameters are not those of the student in config.json")
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"Checkpoint {checkpoint} cannot be read ({reason}): name another one (--checkpoint).")
 
 
 def _restore_params(path: Path) -> dict:
@@ -77,10 +101,8 @@ def _restore_params(path: Path) -> dict:
         placement = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding), wanted)
         arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=placement, partial_restore=True)
         return checkpointer.restore(path, args=arguments)["learner"]["params"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"Checkpoint {path.parent} cannot be read ({str(error).splitlines()[0]}): name another one (--checkpoint)."
-        ) from error
+    except _DAMAGE as error:
+        raise _unreadable(path.parent, error) from error
     finally:
         logger.setLevel(level)
         checkpointer.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rpd_jax.export import latency
 from rpd_jax.markdown import markdown_table
+from rpd_jax.run.records import read_results
 from rpd_jax.run.whole_file import write_whole
 
 _TEXT = """# {task}: student of {run}
@@ -52,6 +53,6 @@ def _success(run: Path) -> str:
     results = run / "results.json"
     if not results.exists():
         return ""
-    student = json.loads(results.read_text())["student"]
+    student = read_results(results)["student"]
     bounds = f"{student['success_low']:.0%} to {student['success_high']:.0%}"
     return f" Success at the end of the run: {student['success']:.0%} ({bounds}, {student['episodes']:.0f} episodes)."

@@ -11,6 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from rpd_jax.errors import UserError
 from rpd_jax.learning.losses import ALGORITHMS
+from rpd_jax.run.json_file import read_object
+from rpd_jax.run.records import read_results, read_rows, read_teacher
 from rpd_jax.training_run.fields import FREE_FIELDS
 
 # Fields that the curves of one panel share.
@@ -170,38 +172,30 @@ def _is_run(path: Path) -> bool:
 
 
 def _read_run(path: Path) -> Run:
+    results, teacher = path / "results.json", path / "teacher.json"
     try:
-        config = flatten_dict(_read_object(path / "config.json"), sep=".")
-        results, teacher = (_read_optional(path / name) for name in ("results.json", "teacher.json"))
-        run = Run(path, config, _read_rows(path / "metrics.jsonl"), results, teacher)
-        if run.algorithm not in ORDER:
-            raise ValueError(f"algorithm {run.algorithm}")
-        run.total_steps, run.seed, _panel_title(run)  # fields that everything else relies on
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        run = Run(
+            path,
+            flatten_dict(read_object(path / "config.json", "it is no run", "leave it out, or mend the file"), sep="."),
+            read_rows(path / "metrics.jsonl"),
+            read_results(results) if results.exists() else None,
+            read_teacher(teacher) if teacher.exists() else None,
+        )
+        _check_fields(run)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a run ({error!r}): leave it out, or mend the file.") from error
     return run
 
 
-def _read_optional(path: Path) -> dict | None:
-    return _read_object(path) if path.exists() else None
-
-
-def _read_object(path: Path) -> dict:
-    return _parse_object(path.read_text(), path.name)
-
-
-def _parse_object(text: str, place: str) -> dict:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{place} holds no object")
-    return content
-
-
-def _read_rows(path: Path) -> list[dict[str, float]]:
-    """The whole lines: a run that is going on may be in the middle of writing one."""
-    text = path.read_text()
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [_parse_object(line, f"line {number} of {path.name}") for number, line in enumerate(lines, 1)]
+def _check_fields(run: Run) -> None:
+    """Raises if a field that everything else relies on is missing or of another type."""
+    if run.algorithm not in ORDER:
+        raise ValueError(f"algorithm {run.algorithm}")
+    for name in ("env.num_envs", "ppo.rollout_steps", "total_steps", "seed"):
+        least = 0 if name == "seed" else 1
+        if type(run.config[name]) is not int or not least <= run.config[name] < 2**62:
+            raise ValueError(f"{name} {run.config[name]!r}")
+    for name in ("env.task", "env.reward_mode"):
+        if not isinstance(run.config[name], str):
+            raise ValueError(f"{name} {run.config[name]!r}")
+    run.config["teacher.checkpoint"], _panel_title(run), run.total_steps

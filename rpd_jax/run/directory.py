@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
+from rpd_jax.run.json_file import read_object
 from rpd_jax.run.lock import LOCK_FILE
 from rpd_jax.run.whole_file import write_whole
 
@@ -86,22 +87,24 @@ def read_run_config(workdir: str | Path, kind: RunKind) -> ConfigDict:
     path = Path(workdir) / CONFIG_FILE
     if not path.exists():
         raise UserError(f"{workdir} holds no run (config.json): give a directory that train.py made.")
-    config = ConfigDict(_read(path))
+    try:
+        config = ConfigDict(_read(path))
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} holds no settings of a run ({error}): restore it.") from None
     for name, value in kind.added.items():
         *parts, field = name.split(".")
         part = config
         for key in parts:
-            part = part[key]
+            part = part.get(key) if isinstance(part, ConfigDict) else None
+        if not isinstance(part, ConfigDict):
+            raise UserError(f"{path} lacks the settings {'.'.join(parts)}: it is no config.json of a run; restore it.")
         if field not in part:
             part[field] = value
     return config
 
 
 def _read(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore it or choose another --workdir.") from error
+    return read_object(path, "there is no run", "restore it or choose another --workdir")
 
 
 def _differences(old: Mapping, new: Mapping, kind: RunKind) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads thousands of damaged demos and checkpoints: python tests/benchmarks/damaged_inputs.py [COUNT] [KIND ...]
+"""Reads thousands of damaged demos, checkpoints and runs: python tests/benchmarks/damaged_inputs.py [COUNT] [KIND ...]
 
 Each must be read or refused in a sentence: a table says how many found what, with the seeds of all that did otherwise
 (another exception, the end of the process, a minute without an answer, a GB of memory more than the whole one takes).
@@ -15,16 +15,13 @@ import threading
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path += [str(TESTS), str(TESTS / "octo_teacher" / "data")]
+sys.path += [str(TESTS), str(TESTS / "octo_teacher" / "data"), str(TESTS / "rpd_jax" / "run")]
 SECONDS, MOST_KB = 60, 2**20
 
 
 def main(count: int, kinds: list[str]) -> None:
-    import damaged_checkpoints
-    import damaged_demos
-
     print(f"{'kind':18} {'read':>6} {'refused':>8} {'sentences':>9} {'slowest s':>9} {'MB':>6}  otherwise")
-    for kind in kinds or (*damaged_demos.KINDS, *damaged_checkpoints.KINDS):
+    for kind in kinds or _modules():
         found, sentences, slowest, memory, otherwise = collections.Counter(), set(), 0.0, 0, []
         seed = 0
         while seed < count:
@@ -63,14 +60,21 @@ def _outcomes(kind: str, first: int, count: int):
         process.wait()
 
 
+def _modules() -> dict:
+    """The module that writes and reads each kind."""
+    import damaged_checkpoints
+    import damaged_demos
+    import damaged_runs
+
+    modules = (damaged_demos, damaged_checkpoints, damaged_runs)
+    return {kind: module for module in modules for kind in module.KINDS}
+
+
 def work(kind: str, first: int, count: int) -> None:
     import time
     import traceback
 
-    import damaged_checkpoints
-    import damaged_demos
-
-    module = damaged_checkpoints if kind in damaged_checkpoints.KINDS else damaged_demos
+    module = _modules()[kind]
     with tempfile.TemporaryDirectory() as scratch:
         whole, folder = Path(scratch) / "whole", Path(scratch) / "damaged"
         whole.mkdir()
