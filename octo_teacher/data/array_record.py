@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from rpd_jax.errors import UserError
 
 def read_array_records(path: Path) -> Iterator[bytes]:
     """Yields the records of an ArrayRecord file; raises UserError if it is damaged."""
-    command = [sys.executable, "-m", "octo_teacher.data.array_record", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with _start(str(path)) as process:
         try:
             count = _number(process, path)
             for _ in range(count):
@@ -27,9 +27,16 @@ def read_array_records(path: Path) -> Iterator[bytes]:
 
 def count_array_records(path: Path) -> int:
     """The number of records in an ArrayRecord file; raises UserError if it is damaged."""
-    command = [sys.executable, "-m", "octo_teacher.data.array_record", str(path), "count"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with _start(str(path), "count") as process:
         return _number(process, path)
+
+
+def _start(*arguments: str) -> subprocess.Popen:
+    with warnings.catch_warnings():
+        # JAX warns of every fork; this one only starts another program.
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+        command = [sys.executable, "-m", "octo_teacher.data.array_record", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def _number(process: subprocess.Popen, path: Path) -> int:

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from rpd_jax.errors import UserError
 from rpd_jax.learning.losses import ALGORITHMS
 from rpd_jax.run.json_file import read_object
-from rpd_jax.run.records import read_results, read_rows, read_teacher
+from rpd_jax.run.records import check_summary, read_results, read_rows, read_teacher
 from rpd_jax.training_run.fields import FREE_FIELDS
 
 # Fields that the curves of one panel share.
@@ -198,4 +198,6 @@ def _check_fields(run: Run) -> None:
     for name in ("env.task", "env.reward_mode"):
         if not isinstance(run.config[name], str):
             raise ValueError(f"{name} {run.config[name]!r}")
+    if run.results is None and run.latest is not None:
+        check_summary(run.latest, f"{run.path / 'metrics.jsonl'}: eval", ("success", "episodes"))
     run.config["teacher.checkpoint"], _panel_title(run), run.total_steps

@@ -37,24 +37,25 @@ def read_results(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or lacks the student's success and episodes.
     """
     content = read_object(path, "the run has not finished", _MEND)
-    _check_summary(field(content, "student", dict, path, mend=_MEND), f"{path}: student", ("success", "episodes"))
+    check_summary(field(content, "student", dict, path, mend=_MEND), f"{path}: student", ("success", "episodes"))
     return content
 
 
 def read_teacher(path: Path) -> dict[str, float]:
     """What teacher.json says; raises UserError if it cannot be read, or lacks the teacher's success and return."""
     content = read_object(path, "the teacher was not measured", _MEND)
-    _check_summary(content, str(path), ("success", "return"))
+    check_summary(content, str(path), ("success", "return"))
     return content
 
 
-def _check_summary(summary: Mapping[str, Any], where: str, names: tuple[str, ...]) -> None:
+def check_summary(summary: Mapping[str, Any], where: str, names: tuple[str, ...]) -> None:
+    """Raises UserError if what was measured over episodes lacks one of `names` or holds rates that are none."""
     for name in names:
         field(summary, name, float, where, mend=_MEND)
     for name in ("success", "success_low", "success_high"):
         if not 0.0 <= field(summary, name, float, where, 0.0, mend=_MEND) <= 1.0:
             raise UserError(f"{where}: {name} is {summary[name]}, which is no rate: {_MEND}.")
-    if not 0 <= field(summary, "episodes", float, where, 1, mend=_MEND) < 1e12:
+    if not 1 <= field(summary, "episodes", float, where, 1, mend=_MEND) < 1e12:
         raise UserError(f"{where}: episodes is {summary['episodes']}, which is no number of episodes: {_MEND}.")
 
 
