@@ -123,12 +123,29 @@ with interrupts_raise():
     assert process.communicate(timeout=30)[0].splitlines() == ["undone", "went on"]
 
 
+def test_a_signal_after_the_work_is_done_does_not_make_it_a_failure():
+    body = """
+import os
+class Late:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"ready\\n")
+        sleep(1)
+late = Late()
+"""
+    process = listening(body)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "" and process.returncode == 0
+
+
 def test_a_signal_to_a_forked_child_is_not_its_parent_s():
     body = """
 import os, signal
+reader, writer = os.pipe()
 child = os.fork()
 if not child:
+    os.write(writer, b"1")
     time.sleep(60)
+os.read(reader, 1)
 os.kill(child, signal.SIGTERM)
 assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
 print("ready", flush=True)

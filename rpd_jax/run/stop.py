@@ -6,6 +6,7 @@ print its trace. A thread sees to it, since Python's own handlers wait for a com
 on disk yet, a `StopRequest` remembers the signal until the next safe moment instead. Imports no JAX.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -98,6 +99,12 @@ def end_at_once() -> None:
     os._exit(STOPPED_STATUS)
 
 
+def _ignore() -> None:
+    """All is done, and Python takes its handlers back: a signal now would tell that the command failed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _Listener:
     """Hears signals also while the main thread is deep in C: Python's C handler writes them to a pipe."""
 
@@ -115,6 +122,7 @@ class _Listener:
         for number in SIGNALS:
             # Also where a shell has SIGINT ignored, as for what it starts in the background.
             signal.signal(number, lambda number, frame: end_at_once())
+        atexit.register(_ignore)  # the first to be registered is the last to be called
         os.register_at_fork(after_in_child=self._forget)
         threading.Thread(target=self._hear, args=(ours,), daemon=True, name="signals").start()
 
