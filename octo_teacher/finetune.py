@@ -34,6 +34,7 @@ from rpd_jax.run.whole_file import write_whole
 FINE_TUNING = RunKind(
     # They change no number, or none but those that they add.
     free=("cache", "data_threads", "data_workers", "devices", "eval", "keep"),
+    added={"only_successful": True, "gripper": ""},
     early=(TEXT_FOLDER,),
 )
 

@@ -282,3 +282,16 @@ def test_mistakes_are_named(settings, tmp_path, changes, message):
 def test_a_workdir_of_another_config_is_refused(settings, finished):
     with pytest.raises(UserError, match="batch_size: 4 there, 8 now"):
         finetune(make_config(settings, batch_size=8), finished)
+
+
+def test_a_run_of_before_some_fields_is_continued(settings, tmp_path):
+    """Failed and overlong episodes were left out, and grippers taken as they were, before there were fields for it."""
+    config = make_config(settings)
+    older = json.loads(config.to_json())
+    for name in ("only_successful", "gripper", "keep"):
+        del older[name]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert check_run(tmp_path, config, FINE_TUNING) == tmp_path
+    config.only_successful = False
+    with pytest.raises(UserError, match="only_successful: True there, False now"):
+        check_run(tmp_path, config, FINE_TUNING)
