@@ -102,7 +102,7 @@ def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
         stage.envs = envs = TimedEnvs(stage.envs)
         state = stage.fresh_state(root_key)
         coefficients = stage.coefficients(0)
-        labelled = coefficients["distill_coef"] > 0.0
+        labelled = coefficients.distill > 0.0
         position = collect.start(envs, 0, stage.draws(labelled))
         for iteration in range(1 + iterations):
             if iteration < 2:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-import jax
+from jaxtyping import Array, Float32, Key, UInt8
 from ml_collections import ConfigDict
 
 from rpd_jax import registry
@@ -22,12 +22,17 @@ class Teacher(Protocol):
     worthwhile_batch: int
 
     def act(
-        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
-    ) -> jax.Array:
+        self,
+        rgb: UInt8[Array, "B H W 3"],
+        instruction: str,
+        key: Key[Array, ""],
+        num_samples: int = 1,
+        first_frame: int = 0,
+    ) -> Float32[Array, "{num_samples} B 7"]:
         """Returns actions for frames; deterministic given `key`.
 
         Args:
-            rgb: uint8 [B, H, W, 3] frames of the human camera, on the device.
+            rgb: frames of the human camera, on the device.
             instruction: the sentence that all B frames share.
             key: JAX random key.
             num_samples: actions drawn per frame, S.
@@ -35,12 +40,17 @@ class Teacher(Protocol):
                 that parts of a batch get the same ones as the whole.
 
         Returns:
-            float32 [S, B, 7] in the environment's convention: translation, rotation and gripper in [-1, 1].
+            S actions for each frame, in the environment's convention: translation, rotation and gripper in [-1, 1].
         """
 
     def begin(
-        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
-    ) -> Callable[[], jax.Array]:
+        self,
+        rgb: UInt8[Array, "B H W 3"],
+        instruction: str,
+        key: Key[Array, ""],
+        num_samples: int = 1,
+        first_frame: int = 0,
+    ) -> Callable[[], Float32[Array, "{num_samples} B 7"]]:
         """Like `act`, but returns as soon as the work has begun: a function that waits for the actions."""
 
     def close(self) -> None:

@@ -163,7 +163,7 @@ class Trainer:
         """One iteration: rollout, labels, update. Returns where the environments stand."""
         config, stage, iteration = self.config, self.stage, self.state.iteration
         keys, coefficients = iteration_keys(self.root_key, iteration), stage.coefficients(iteration * self.batch)
-        labelled = coefficients["distill_coef"] > 0.0
+        labelled = coefficients.distill > 0.0
         with processes.together():
             if position is None:
                 with clock.stage("simulate+render"):
@@ -179,7 +179,7 @@ class Trainer:
         self.stop.unsaved = True
 
         row = {f"train/{name}": float(value) for name, value in metrics.items()}
-        row |= {f"train/{name}": coefficients[name] for name in ("distill_coef", "learning_rate")}
+        row |= {"train/distill_coef": coefficients.distill, "train/learning_rate": coefficients.learning_rate}
         row |= {f"rollout/{name}": float(values.mean()) for name, values in episodes.items() if len(values)}
         if config.env.restart_workers:
             row["rollout/lost_steps"] = lost

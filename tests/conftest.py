@@ -11,6 +11,11 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+from jaxtyping import install_import_hook
+
+# The annotations of arrays are compared with every call in the tests; a run does without.
+_CHECKED = ("learning.advantages", "learning.losses", "learning.minibatches", "learning.objective", "student.gaussian")
+install_import_hook([f"rpd_jax.{name}" for name in _CHECKED], "beartype.beartype")
 
 # Told by a script that has defined `workers`, their process ids.
 _TELL = """

@@ -1,5 +1,6 @@
 """Image encoders that turn frames into a grid of features: convolutional stems and plain patches."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,13 +24,10 @@ def normalize_images(images: jax.Array, kind: str) -> jax.Array:
     raise UserError(f"img_norm_type={kind!r} is not implemented: known are default, imagenet.")
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolution of x [B, H, W, C] with kernel [kh, kw, C, F] and zero padding on every side."""
-    return (
-        _conv2d_cpu(x, kernel, stride, padding)
-        if jax.default_backend() == "cpu"
-        else _conv2d(x, kernel, stride, padding)
-    )
+    return _conv2d(x, kernel, stride, padding)
 
 
 def _conv2d(x, kernel, stride, padding):
@@ -51,14 +49,20 @@ def _conv2d_as_product(x, kernel, stride, padding):
     return (seen @ kernel.reshape(-1, features)).reshape(len(x), rows, columns, features)
 
 
-_conv2d_cpu = jax.custom_vjp(_conv2d, nondiff_argnums=(2, 3))
-_conv2d_cpu.defvjp(
-    lambda x, kernel, stride, padding: (_conv2d(x, kernel, stride, padding), (x, kernel)),
-    # XLA's gradients of convolutions are slow on a CPU; the product's forward pass is not computed here.
-    lambda stride, padding, residuals, grads: jax.vjp(
-        lambda x, kernel: _conv2d_as_product(x, kernel, stride, padding), *residuals
-    )[1](grads),
-)
+def _conv2d_gradients(stride, padding, residuals, grads):
+    def gradients_of(convolution):
+        # Only the gradients are computed, not the convolution.
+        return lambda x, kernel, grads: jax.vjp(lambda x, kernel: convolution(x, kernel, stride, padding), x, kernel)[
+            1
+        ](grads)
+
+    # XLA's gradients of convolutions are slow on a CPU.
+    return jax.lax.platform_dependent(
+        *residuals, grads, cpu=gradients_of(_conv2d_as_product), default=gradients_of(_conv2d)
+    )
+
+
+conv2d.defvjp(lambda x, kernel, stride, padding: (_conv2d(x, kernel, stride, padding), (x, kernel)), _conv2d_gradients)
 
 
 class InputConv(nn.Module):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rpd_jax.envs.vector_env import VectorEnv
-from rpd_jax.learning.learner import Learner, Rollout
+from rpd_jax.learning.learner import Learner
+from rpd_jax.learning.rollout import Rollout
 
 # Frames of ended episodes whose value is computed in one call; a fixed size, so that it compiles once.
 _FINAL_VALUE_BATCH = 32
@@ -59,7 +60,7 @@ def rollout(
         The rollout without teacher labels; the next position; success, return and length (float32 [K] each) of the K
         episodes that ended.
     """
-    on_host = jax.default_backend() == "cpu"
+    on_host = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
     if envs.drawing != drawn:
         position = dataclasses.replace(position, rgb=envs.set_drawing(drawn))
     frames = _FrameBuffer(num_steps)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rpd_jax.acting import collect
 from rpd_jax.acting.stage import Stage, iteration_keys
-from rpd_jax.learning.learner import Rollout
+from rpd_jax.learning.rollout import AXES, Rollout
 from rpd_jax.run.stages import StageClock
 
 _STEPS = 8
@@ -25,7 +25,7 @@ def estimate_seconds(stage: Stage, check_stop: Callable[[], None] = lambda: None
         check_stop = lambda: None  # noqa: E731
     key, num_steps = jax.random.key(0), stage.config.ppo.rollout_steps
     state, keys, coefficients = stage.fresh_state(key), iteration_keys(key, 0), stage.coefficients(0)
-    labelled = coefficients["distill_coef"] > 0.0
+    labelled = coefficients.distill > 0.0
     position = collect.start(stage.envs, 0, stage.draws(labelled))
     for _ in range(2):  # the second pass is the measured one
         clock = StageClock()
@@ -39,11 +39,9 @@ def estimate_seconds(stage: Stage, check_stop: Callable[[], None] = lambda: None
 def _stretch(short: Rollout, num_steps: int) -> Rollout:
     """Repeats a short rollout in time until it has `num_steps` steps."""
     steps = np.arange(num_steps) % _STEPS
-
-    def stretch(leaf: jax.Array, axis: int) -> jax.Array:
-        # next_done, next_value: no time axis
-        return leaf if leaf.ndim < 2 else jnp.asarray(np.take(np.asarray(leaf), steps, axis))
-
-    labels = short.teacher_actions
-    full = jax.tree.map(lambda leaf: stretch(leaf, 0), short.replace(teacher_actions=None))
-    return full if labels is None else full.replace(teacher_actions=stretch(labels, -3))
+    stretched = {}
+    for name, axes in AXES.items():
+        array = getattr(short, name)
+        if array is not None and "T" in axes:
+            stretched[name] = jnp.asarray(np.take(np.asarray(array), steps, axes.index("T")))
+    return short.replace(**stretched)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rpd_jax.learning.learner import Learner, Rollout
+from rpd_jax.learning.learner import Learner
+from rpd_jax.learning.rollout import Rollout
 from rpd_jax.tasks import find_task
 from rpd_jax.teachers import Teacher
 
@@ -51,7 +52,7 @@ class Labeller:
         """Returns the rollout that `begin` began with `teacher_actions`, which may still be computed.
 
         Returns:
-            labels float32 [S, T, N, A], or [E, S, T, N, A] where E > 1: 4·E·S·T·N·A bytes.
+            labels float32 [E, S, T, N, A]: 4·E·S·T·N·A bytes.
         """
         num_steps, num_envs, *frame_shape = rollout.rgb.shape
         if not self._overlap:
@@ -59,8 +60,7 @@ class Labeller:
         self._ask()
         answers = [answer() for answer in self._answers]
         actions = jnp.concatenate(answers, axis=1) if len(answers) > 1 else answers[0]
-        sets = (self._sets,) if self._sets > 1 else ()
-        actions = actions.reshape(self._averaged, *sets, self._samples, num_steps, num_envs, -1).mean(axis=0)
+        actions = actions.reshape(self._averaged, self._sets, self._samples, num_steps, num_envs, -1).mean(axis=0)
         return rollout.replace(teacher_actions=actions)
 
     def _see(self, rgb: jax.Array) -> None:

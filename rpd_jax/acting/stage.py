@@ -15,7 +15,9 @@ from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.learning import schedules
-from rpd_jax.learning.learner import Learner, Rollout
+from rpd_jax.learning.learner import Learner
+from rpd_jax.learning.rollout import Rollout
+from rpd_jax.learning.schedules import Coefficients
 from rpd_jax.learning.sharding import make_mesh
 from rpd_jax.run import processes
 from rpd_jax.student.networks import ActorCritic
@@ -88,14 +90,9 @@ class Stage:
         """True if somebody looks at the frames of a rollout: the student, or the teacher who labels them."""
         return self.learner.network.sees_frames or (labelled and self.labeller is not None)
 
-    def coefficients(self, step: int) -> dict[str, float]:
+    def coefficients(self, step: int) -> Coefficients:
         """What an update after `step` environment steps weighs its terms with, and its learning rate."""
-        coef = schedules.distill_coef(self.config.distill, step)
-        return {
-            "distill_coef": coef,
-            "replay_coef": coef * self.config.distill.replay_coef,
-            "learning_rate": schedules.learning_rate(self.config.ppo, step, self.config.total_steps),
-        }
+        return schedules.coefficients(self.config, step)
 
     def collect(
         self,
@@ -142,7 +139,7 @@ class Stage:
         return rollout, position, episodes
 
     def update(
-        self, state: TrainingState, rollout: Rollout, keys: IterationKeys, coefficients: dict[str, float], clock: Clock
+        self, state: TrainingState, rollout: Rollout, keys: IterationKeys, coefficients: Coefficients, clock: Clock
     ) -> tuple[TrainingState, dict]:
         """Second half: the student learns from all processes' rollouts, and the replay keeps them.
 
@@ -159,9 +156,7 @@ class Stage:
         """
         with clock.stage("update"):
             rollout = self.learner.spread(rollout)
-            learner, metrics = self.learner.update(
-                state.learner, rollout, keys.update, replay=state.replay, **coefficients
-            )
+            learner, metrics = self.learner.update(state.learner, rollout, keys.update, coefficients, state.replay)
             metrics = jax.device_get(metrics)
             if self.learner.nonfinite_term(metrics) is not None:
                 return state, metrics

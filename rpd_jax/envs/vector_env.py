@@ -3,58 +3,56 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32, UInt8
 
-if TYPE_CHECKING:
-    import jax
-
-    Array = jax.Array | np.ndarray
+Array = Any  # numpy's or JAX's
 
 
 class EpisodeMetrics(NamedTuple):
-    """Of the episode that each row is in or has just ended; meaningful in rows that ended. Arrays [N].
+    """Of the episode that each row is in or has just ended; meaningful in rows that ended.
 
     Attributes:
-        success: float32, 1 if any step of the episode was a success.
-        success_at_end: float32, 1 if its last step was.
-        episode_return: float32, undiscounted sum of rewards.
-        length: int32, control steps.
+        success: 1 if any step of the episode was a success.
+        success_at_end: 1 if its last step was.
+        episode_return: undiscounted sum of rewards.
+        length: control steps.
     """
 
-    success: Array
-    success_at_end: Array
-    episode_return: Array
-    length: Array
+    success: Float32[Array, " N"]
+    success_at_end: Float32[Array, " N"]
+    episode_return: Float32[Array, " N"]
+    length: Int32[Array, " N"]
 
 
 class Step(NamedTuple):
     """Outcome of one control step of N environments, same-step auto-reset.
 
     Attributes:
-        rgb: uint8 [N, H, W, 3]; where an episode ended, the next one's first frame. None where none are drawn.
-        reward: float32 [N].
-        terminated: bool [N], the task succeeded; may be True together with `truncated`.
-        truncated: bool [N], the episode reached its limit of steps.
-        final_rgb: uint8 [N, H, W, 3], the last frame of the episode in rows that ended; other rows are unspecified.
-            None where none are drawn.
-        state: float32 [N, D], privileged state that belongs to `rgb`.
-        final_state: float32 [N, D], the one that belongs to `final_rgb`.
+        rgb: where an episode ended, the next one's first frame. None where none are drawn.
+        reward: of the step.
+        terminated: the task succeeded; may be True together with `truncated`.
+        truncated: the episode reached its limit of steps.
+        final_rgb: the last frame of the episode in rows that ended; other rows are unspecified. None where none are
+            drawn.
+        state: D numbers, privileged state that belongs to `rgb`.
+        final_state: the one that belongs to `final_rgb`.
         episode: metrics, meaningful in rows that ended.
-        valid: bool [N]. False where the step was lost with a worker process that had to be replaced: the environment
-            has begun its episode again, `rgb` and `state` are its first observation, nothing was earned or ended.
+        valid: False where the step was lost with a worker process that had to be replaced: the environment has begun
+            its episode again, `rgb` and `state` are its first observation, nothing was earned or ended.
     """
 
-    rgb: Array | None
-    reward: Array
-    terminated: Array
-    truncated: Array
-    final_rgb: Array | None
-    state: Array
-    final_state: Array
+    rgb: UInt8[Array, "N H W 3"] | None
+    reward: Float32[Array, " N"]
+    terminated: Bool[Array, " N"]
+    truncated: Bool[Array, " N"]
+    final_rgb: UInt8[Array, "N H W 3"] | None
+    state: Float32[Array, "N D"]
+    final_state: Float32[Array, "N D"]
     episode: EpisodeMetrics
-    valid: Array
+    valid: Bool[Array, " N"]
 
 
 class VectorEnv(Protocol):

@@ -17,7 +17,7 @@ from rpd_jax.export.weights import policy_weights
 from rpd_jax.tasks import find_task
 
 ONNX_FILE, WEIGHTS_FILE, NUMPY_FILE = "policy.onnx", "weights.npz", "run_numpy.py"
-_PLATFORMS = ("cpu", "cuda")
+PLATFORMS = ("cpu", "cuda")
 # What the three forms may differ by: rounding in another order of summation.
 TOLERANCE = 1e-4
 _SCRATCH = ".export-"
@@ -62,7 +62,7 @@ def _write_forms(student: TrainedStudent, folder: Path) -> dict[str, float]:
     from rpd_jax.export.onnx_graph import write_onnx
 
     weights = policy_weights(student)
-    program = _serialize(student)
+    program = export_program(student).serialize()
     (folder / JAX_FILE).write_bytes(program)
     write_onnx(weights, student.frame_shape, student.state_dim, folder / ONNX_FILE)
     np.savez(folder / WEIGHTS_FILE, **weights)
@@ -120,7 +120,8 @@ def example_inputs(
     return inputs
 
 
-def _serialize(student: TrainedStudent) -> bytes:
+def export_program(student: TrainedStudent, platforms: tuple[str, ...] = PLATFORMS) -> jax.export.Exported:
+    """The deterministic policy for batches of any size, as a program for these platforms."""
     network = student.network.clone(dtype=np.float32)
     params = jax.device_get(student.params)
 
@@ -132,7 +133,7 @@ def _serialize(student: TrainedStudent) -> bytes:
     (batch,) = jax.export.symbolic_shape("batch")
     shapes = [jax.ShapeDtypeStruct((batch, *shape), dtype) for shape, dtype in _inputs(student).values()]
     # One frame's program under vmap, since the network itself cannot be traced without knowing the batch.
-    return jax.export.export(jax.jit(jax.vmap(mean_action)), platforms=_PLATFORMS)(*shapes).serialize()
+    return jax.export.export(jax.jit(jax.vmap(mean_action)), platforms=platforms)(*shapes)
 
 
 def _inputs(student: TrainedStudent) -> dict[str, tuple[tuple[int, ...], str]]:

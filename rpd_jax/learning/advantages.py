@@ -1,20 +1,23 @@
 """Generalised advantage estimation in its standard and its finite-horizon form."""
 
+import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Float32
 
 
 def gae(
-    rewards: jax.Array,
-    values: jax.Array,
-    dones: jax.Array,
-    next_value: jax.Array,
-    next_done: jax.Array,
-    final_values: jax.Array,
+    rewards: Float[ArrayLike, "T N"],
+    values: Float[ArrayLike, "T N"],
+    dones: Float[ArrayLike, "T N"] | Bool[ArrayLike, "T N"],
+    next_value: Float[ArrayLike, " N"],
+    next_done: Float[ArrayLike, " N"] | Bool[ArrayLike, " N"],
+    final_values: Float[ArrayLike, "T N"],
     gamma: float,
     gae_lambda: float,
     finite_horizon: bool,
-) -> jax.Array:
+) -> Float32[Array, "T N"]:
     """Estimates the advantages of a rollout of T steps in N environments.
 
     With n[t] = 1 − dones[t+1] (not done after step t) and V'[t] = n[t]·V(s[t+1]) + final_values[t], so that both
@@ -39,6 +42,9 @@ def gae(
     Returns:
         float32 [T, N] advantages; the value target is advantages + values.
     """
+    chex.assert_rank([rewards, next_value], [2, 1])
+    chex.assert_equal_shape([rewards, values, dones, final_values])
+    chex.assert_equal_shape([rewards[0], next_value, next_done])
     rewards, values, final_values = (jnp.asarray(x, jnp.float32) for x in (rewards, values, final_values))
     next_value = jnp.asarray(next_value, jnp.float32)
     alive = 1.0 - jnp.concatenate([jnp.asarray(dones, jnp.float32)[1:], jnp.asarray(next_done, jnp.float32)[None]])

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Int32, UInt8
 
 
 @struct.dataclass
@@ -10,14 +11,18 @@ class Labelled:
     """Frames with their labels.
 
     Attributes:
-        frames: uint8 [B, H, W, 3], or None where the student sees no frames.
-        states: float32 [B, D], or None.
-        labels: float32 [B, S, A].
+        frames: at the student's size, or None where it sees no frames.
+        states: or None.
+        labels: S actions of the teacher for each frame.
     """
 
-    frames: jax.Array | None
-    states: jax.Array | None
-    labels: jax.Array
+    frames: UInt8[Array, "B H W 3"] | None
+    states: Float[Array, "B D"] | None
+    labels: Float[Array, "B S A"]
+
+    def newest(self, num: int) -> "Labelled":
+        """The last `num` of them."""
+        return jax.tree.map(lambda rows: rows[-num:], self)
 
 
 @struct.dataclass
@@ -27,16 +32,16 @@ class Replay:
     A label belongs to an observation and not to a policy: it stays right when the student has moved on.
 
     Attributes:
-        frames: uint8 [capacity, H, W, 3], or None where the student sees no frames.
-        states: float32 [capacity, D], or None.
-        labels: float32 [capacity, S, A], S teacher samples for each frame.
-        count: int32, frames added so far; the newest one lies at (count − 1) mod capacity.
+        frames: at the student's size, or None where it sees no frames.
+        states: or None.
+        labels: S actions of the teacher for each frame.
+        count: frames added so far; the newest one lies at (count − 1) mod capacity.
     """
 
-    frames: jax.Array | None
-    states: jax.Array | None
-    labels: jax.Array
-    count: jax.Array
+    frames: UInt8[Array, "capacity H W 3"] | None
+    states: Float[Array, "capacity D"] | None
+    labels: Float[Array, "capacity S A"]
+    count: Int32[Array, ""]
 
     @property
     def capacity(self) -> int:
@@ -64,15 +69,16 @@ class Replay:
 
         Returns:
             `num` frames, zeros while there are none, and how many there are to draw from, int32.
+
+        Raises:
+            ValueError: more fresh frames than the ring holds.
         """
-        num_fresh = 0 if fresh is None else len(fresh.labels)
+        num_fresh = 0 if fresh is None else self._number_of(fresh)
         filled = jnp.minimum(self.count + num_fresh, self.capacity)
         slots = jax.random.randint(key, (num,), 0, jnp.maximum(filled, 1))
         kept = jax.tree.map(lambda ring: ring[slots], Labelled(self.frames, self.states, self.labels))
         if fresh is None:
             return kept, filled
-        if num_fresh > self.capacity:
-            raise ValueError(f"{num_fresh} frames do not fit into a replay of {self.capacity}")
         places = (slots - self.count) % self.capacity  # among the fresh ones, where they reach so far
 
         def overwrite(kept_rows, fresh_rows):
@@ -81,20 +87,13 @@ class Replay:
 
         return jax.tree.map(overwrite, kept, fresh), filled
 
-    def add(self, frames: jax.Array | None, states: jax.Array | None, labels: jax.Array) -> "Replay":
-        """Writes B frames over the oldest ones; in place where it runs in a jit that donates the ring.
-
-        Args:
-            frames: uint8 [B, H, W, 3] of the ring's size, or None.
-            states: float32 [B, D], or None.
-            labels: float32 [S, B, A].
+    def add(self, fresh: Labelled) -> "Replay":
+        """Writes frames over the oldest ones; in place where it runs in a jit that donates the ring.
 
         Raises:
             ValueError: more frames than the ring holds.
         """
-        num = labels.shape[1]
-        if num > self.capacity:
-            raise ValueError(f"{num} frames do not fit into a replay of {self.capacity}")
+        num = self._number_of(fresh)
         slots = (self.count + jnp.arange(num)) % self.capacity
 
         def write(ring, rows):
@@ -102,9 +101,15 @@ class Replay:
 
         count = self.count + num
         return self.replace(
-            frames=write(self.frames, frames),
-            states=write(self.states, states),
-            labels=write(self.labels, labels.swapaxes(0, 1)),
+            frames=write(self.frames, fresh.frames),
+            states=write(self.states, fresh.states),
+            labels=write(self.labels, fresh.labels),
             # Kept below 2·capacity, so that a long run does not overflow it.
             count=jnp.where(count >= 2 * self.capacity, count - self.capacity, count),
         )
+
+    def _number_of(self, fresh):
+        num = len(fresh.labels)
+        if num > self.capacity:
+            raise ValueError(f"{num} frames do not fit into a replay of {self.capacity}")
+        return num

@@ -2,7 +2,30 @@
 
 import math
 
+from flax import struct
 from ml_collections import ConfigDict
+
+
+@struct.dataclass
+class Coefficients:
+    """What an update takes as numbers, so that it is compiled once.
+
+    Attributes:
+        distill: λ, the weight of the distillation term.
+        replay: weight of the distillation term on replayed frames, λ·`distill.replay_coef`.
+        learning_rate: of Adam's steps.
+    """
+
+    distill: float
+    replay: float
+    learning_rate: float
+
+
+def coefficients(config: ConfigDict, step: int) -> Coefficients:
+    """The coefficients of an update that follows `step` environment steps."""
+    coef = distill_coef(config.distill, step)
+    rate = learning_rate(config.ppo, step, config.total_steps)
+    return Coefficients(distill=coef, replay=coef * config.distill.replay_coef, learning_rate=rate)
 
 
 def distill_coef(distill: ConfigDict, step: int) -> float:

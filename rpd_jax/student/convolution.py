@@ -1,4 +1,4 @@
-"""Convolutions in the formulation that is fast on the device at hand, and the resizing of frames."""
+"""Convolutions in the formulation that is fast on the device that computes them, and the resizing of frames."""
 
 import math
 from collections.abc import Sequence
@@ -41,8 +41,15 @@ def conv_stack(
     """
     sizes = [len(kernel) / stride for (kernel, _), stride in zip(layers, strides, strict=True)]
     fits = set(sizes) <= set(winograd.KERNEL_SIZES) and set(strides[1:]) <= {1, 2}
-    if jax.default_backend() == "cpu" and fits:
-        return _stack_of_products(frames, layers, strides, dtype)
+    plain = partial(_stack_of_convolutions, strides=strides, dtype=dtype)
+    if not fits:
+        return plain(frames, layers)
+    # By the platform that the program is for, which need not be the one that it is made on.
+    products = partial(_stack_of_products, strides=strides, dtype=dtype)
+    return jax.lax.platform_dependent(frames, layers, cpu=products, default=plain)
+
+
+def _stack_of_convolutions(frames, layers, strides, dtype):
     images = frames.astype(dtype) / 255.0
     for (kernel, bias), stride in zip(layers, strides, strict=True):
         images = jax.lax.conv_general_dilated(
@@ -84,11 +91,23 @@ def _stack_of_products(frames, layers, strides, dtype):
         return _fitted(winograd.whole_of(quarters), sides)
 
     batch = len(frames)
-    limit = max(_CHUNK_BYTES // (4 * math.prod(blocks.shape[1:])), 1)
-    chunk = max(divisor for divisor in range(1, batch + 1) if batch % divisor == 0 and divisor <= limit)
-    chunks = jax.tree.map(lambda quarter: quarter.reshape(batch // chunk, chunk, *quarter.shape[1:]), quarters)
-    outputs = jax.lax.map(all_layers, chunks)
-    return outputs.reshape(batch, *outputs.shape[2:]).astype(dtype)
+    number, chunk = _chunks(batch, limit=max(_CHUNK_BYTES // (4 * math.prod(blocks.shape[1:])), 1))
+
+    def in_chunks(quarter):
+        padded = jnp.pad(quarter, ((0, number * chunk - batch), (0, 0), (0, 0), (0, 0)))
+        return padded.reshape(number, chunk, *quarter.shape[1:])
+
+    outputs = jax.lax.map(all_layers, jax.tree.map(in_chunks, quarters))
+    return outputs.reshape(number * chunk, *outputs.shape[2:])[:batch].astype(dtype)
+
+
+def _chunks(batch, limit):
+    """How many chunks of how many images, `limit` at most: equal ones, or else a few images more than there are."""
+    chunk = max(divisor for divisor in range(1, min(batch, limit) + 1) if batch % divisor == 0)
+    if 2 * chunk >= min(batch, limit):
+        return batch // chunk, chunk
+    number = -(-batch // limit)
+    return number, -(-batch // number)
 
 
 def _rounded(x, dtype):

@@ -60,7 +60,9 @@ def jax_updater(image_size: int, encoder: str):
     import jax
     from ml_collections import ConfigDict
 
-    from rpd_jax.learning.learner import Learner, Rollout
+    from rpd_jax.learning.learner import Learner
+    from rpd_jax.learning.rollout import Rollout
+    from rpd_jax.learning.schedules import Coefficients
     from rpd_jax.student.networks import ActorCritic
 
     config = ConfigDict()
@@ -81,13 +83,15 @@ def jax_updater(image_size: int, encoder: str):
     rollout = Rollout(
         rgb=data["rgb"], state=None, actions=data["actions"], logprobs=data["logprobs"], values=data["values"],
         rewards=data["rewards"], dones=zeros, next_done=zeros[0], next_value=zeros[0], final_values=zeros,
-        teacher_actions=data["labels"][None],
+        teacher_actions=data["labels"][None, None],
     )  # fmt: skip
     state = learner.init(jax.random.key(0), data["rgb"][0])
+    coefficients = Coefficients(distill=1.0, replay=0.0, learning_rate=3e-4)
 
     def update():
         nonlocal state
-        state, metrics = learner.update(state, rollout, jax.random.key(0), permutations=data["permutations"])
+        order = data["permutations"]
+        state, metrics = learner.update(state, rollout, jax.random.key(0), coefficients, permutations=order)
         jax.block_until_ready(metrics)
 
     return update

@@ -1,14 +1,17 @@
 """Steps that were lost with their worker teach nothing and leave all others as they would be without them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import default
 from rpd_jax import settings
 from rpd_jax.acting.collect import cut_lost_steps
+from rpd_jax.learning import schedules
 from rpd_jax.learning.advantages import gae
-from rpd_jax.learning.learner import Learner, Rollout
+from rpd_jax.learning.learner import Learner
+from rpd_jax.learning.rollout import Rollout
 from rpd_jax.student.networks import ActorCritic
 
 T, N = 8, 4
@@ -76,14 +79,15 @@ def _update(learner, params, valid, arrays, **changes):
         "state": rng.normal(size=(T, N, 5)).astype(np.float32),
         "actions": rng.normal(size=(T, N, 7)).astype(np.float32),
         "logprobs": rng.normal(size=(T, N)).astype(np.float32),
-        "teacher_actions": rng.normal(size=(1, T, N, 7)).astype(np.float32),
+        "teacher_actions": rng.normal(size=(1, 1, T, N, 7)).astype(np.float32),
         "valid": valid,
         **arrays,
     }
     for name, change in changes.items():
         rollout[name] = change(rollout[name])
-    state = learner.init_from(jax.tree.map(jax.numpy.copy, params))
-    state, metrics = learner.update(state, Rollout(**rollout), jax.random.key(3))
+    rollout = {name: None if array is None else jnp.asarray(array) for name, array in rollout.items()}
+    coefficients = schedules.coefficients(learner.config, 0)
+    state, metrics = learner.update(learner.init_from(params), Rollout(**rollout), jax.random.key(3), coefficients)
     assert learner.nonfinite_term(metrics) is None
     return jax.tree.leaves(state.params), metrics
 
@@ -100,7 +104,7 @@ def test_a_lost_step_changes_no_parameter_whatever_its_sample_holds():
 
     def spoil(array):
         """Adds a large number at the lost steps."""
-        shape = (*valid.shape, *[1] * (array.ndim - 2)) if array.shape[:2] == (T, N) else (1, T, N, 1)
+        shape = (*valid.shape, *[1] * (array.ndim - 2)) if array.shape[:2] == (T, N) else (1, 1, T, N, 1)
         return array + 100.0 * ~valid.reshape(shape).astype(bool)
 
     fields = ("state", "actions", "logprobs", "teacher_actions", "rewards")

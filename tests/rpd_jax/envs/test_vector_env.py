@@ -10,6 +10,7 @@ from rpd_jax.envs.camera_task import frames, make_task_env, states
 from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.maniskill_env import ManiSkillEnv
 from rpd_jax.envs.vector_env import episode_seed
+from rpd_jax.learning.rollout import check_arrays
 
 SIZE = 16
 LIMITS = {"PushCube-v1": 50, "PullCubeTool-v1": 100, "RollBall-v1": 80}
@@ -64,6 +65,8 @@ def test_worker_count_and_backend_change_nothing():
         with _make(backend, num_envs, workers=workers) as env:
             trace = [(env.reset(7), env.state)]
             steps = [env.step(action[:num_envs]) for action in actions]
+        check_arrays(steps[0])
+        check_arrays(steps[0].episode)
         trace += [jax.tree.leaves(step) for step in steps]
         ended = [i for i, step in enumerate(steps) if step.truncated[0] or step.terminated[0]]
         assert len(ended) >= 2

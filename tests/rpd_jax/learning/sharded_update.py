@@ -53,7 +53,7 @@ def make_arrays():
         "dones": flags[:-1],
         "next_done": flags[-1],
         "next_value": rng.normal(size=ENVS),
-        "teacher_actions": rng.normal(size=(10, *shape, 7)),
+        "teacher_actions": rng.normal(size=(1, 10, *shape, 7)),
     }
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
@@ -68,8 +68,9 @@ def local_orders(num_devices):
 
 def environments(name, array, part):
     """The part of an array that belongs to some environments."""
-    axis = {"next_done": 0, "next_value": 0, "teacher_actions": 2}.get(name, 1)
-    return np.take(array, part, axis=axis)
+    from rpd_jax.learning.rollout import AXES
+
+    return np.take(array, part, axis=AXES[name].index("N"))
 
 
 def update(learner, part=slice(None), orders=None):
@@ -77,7 +78,8 @@ def update(learner, part=slice(None), orders=None):
     import jax
     import jax.numpy as jnp
 
-    from rpd_jax.learning.learner import Rollout
+    from rpd_jax.learning.rollout import Rollout
+    from rpd_jax.learning.schedules import Coefficients
 
     arrays = make_arrays()
     state = learner.init(jax.random.key(0), None, arrays["state"][0])
@@ -85,8 +87,11 @@ def update(learner, part=slice(None), orders=None):
     rollout = Rollout(rgb=None, **{k: jnp.asarray(environments(k, x, own)) for k, x in arrays.items()})
     rollout = learner.spread(rollout)
     replay = learner.create_replay(7, 10)
-    empty = {"replay": replay, "replay_coef": 0.0}
-    state, metrics = learner.update(state, rollout, jax.random.key(0), permutations=orders, per_minibatch=True, **empty)
+    # The replayed frames are other ones on several devices: they carry no weight.
+    coefficients = Coefficients(distill=1.0, replay=0.0, learning_rate=3e-4)
+    again = {"permutations": orders, "per_minibatch": True}
+    state, metrics = learner.update(state, rollout, jax.random.key(0), coefficients, replay, **again)
+    del metrics["replay_loss"], metrics["minibatches"]["replay_loss"]
     replay = learner.extend_replay(replay, rollout)
     return jax.device_get(metrics), state, replay, rollout
 
@@ -103,6 +108,7 @@ def main():
     import jax
 
     from rpd_jax.errors import UserError
+    from rpd_jax.learning.schedules import Coefficients
     from rpd_jax.learning.sharding import make_mesh
     from rpd_jax.run.checkpoints import Checkpoints
     from rpd_jax.run.stop import Interrupted
@@ -116,7 +122,8 @@ def main():
     with Checkpoints(Path(output) / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, {"learner": state, "replay": replay}, {})
     again = {"permutations": orders, "per_minibatch": True}  # as before, so that nothing is compiled twice
-    replayed = learner.update(state, rollout, jax.random.key(1), replay, replay_coef=1.0, **again)[1]["replay_loss"]
+    coefficients = Coefficients(distill=1.0, replay=1.0, learning_rate=3e-4)
+    replayed = learner.update(state, rollout, jax.random.key(1), coefficients, replay, **again)[1]["replay_loss"]
     outcomes = []
     for reason in (None, Interrupted("SIGTERM"), UserError("full")):
         try:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_learner import EXPECTED, METRICS, make_learner, make_rollout, params_from_torch
+from test_learner import EXPECTED, METRICS, coefficients, make_learner, make_rollout, params_from_torch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,12 +15,11 @@ pytestmark = [
 def run(learner, permutations):
     rollout = jax.block_until_ready(jax.device_put(make_rollout()))
     state = learner.init_from(params_from_torch())
-    key = jax.random.key(0)
-    learner.update(learner.init_from(params_from_torch()), rollout, key, permutations=permutations, per_minibatch=True)
+    arguments = state, rollout, jax.random.key(0), coefficients(learner)
+    options = {"permutations": permutations, "per_minibatch": True}
+    learner.update(*arguments, **options)  # compiles
     with jax.transfer_guard_device_to_host("disallow"):
-        new_state, metrics = learner.update(state, rollout, key, permutations=permutations, per_minibatch=True)
-        jax.block_until_ready(metrics)
-    return new_state, metrics
+        return jax.block_until_ready(learner.update(*arguments, **options))
 
 
 def test_update_in_full_precision_equals_expected_numbers():
