@@ -16,7 +16,7 @@ from rpd_jax.command.extras import EXTRAS
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("rpd_jax", "octo_teacher", "openvla_bridge", "configs")
-OURS = {*PACKAGES, "tests"}
+OURS = {*PACKAGES, "tests", "train", "finetune_octo"}
 OF_TESTS = {path.stem for path in (ROOT / "tests").rglob("*.py")}
 # Declared, and not imported by us:
 UNSEEN = {
