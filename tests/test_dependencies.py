@@ -54,10 +54,13 @@ def modules_of(*places: str) -> Iterator[tuple[str, Path]]:
                         yield name, file
 
 
+DISTRIBUTIONS = packages_distributions()  # reads all that is installed: seconds
+
+
 def distributions_of(module: str) -> set[str]:
     if module == "google":  # a namespace of many
         return {"protobuf"}
-    installed = packages_distributions().get(module)
+    installed = DISTRIBUTIONS.get(module)
     return {normal(name) for name in installed} if installed else {normal(module)}
 
 
