@@ -19,7 +19,7 @@ from octo_teacher.model.octo_module import OctoModule, Prefix
 from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.action_convention import check_action_dim, choose_gripper, gripper_to_environment
-from rpd_jax.errors import UserError
+from rpd_jax.errors import UserError, out_of_memory
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MAX_CHUNK = 256
@@ -53,7 +53,8 @@ class OctoTeacher:
         normalization_type: how the model's actions were normalised; as its config.json names it if None.
         gripper: what the gripper's number means, see `action_convention.choose_gripper`.
         camera: observation key of the frames; "image_primary", or the model's first image, if None.
-        chunk_size: frames per pass through the network, which bounds memory; chosen from the device's memory if None.
+        chunk_size: frames per pass through the network, which bounds memory; chosen from the device's memory if None,
+            and halved where that turns out to be too much.
         precision: "float32", or "bfloat16" for tokenizers and transformer.
 
     Raises:
@@ -86,6 +87,7 @@ class OctoTeacher:
         self.module = with_dtype(model.module, dtype)
         self.params = cast_weights(model.params, dtype)
         self._prefixes: dict[str, tuple[Prefix, dict[str, Any]]] = {}
+        self._fitting: set[tuple[int, int]] = set()  # frames and samples for which there was memory
 
     @classmethod
     def load(
@@ -132,19 +134,43 @@ class OctoTeacher:
 
         Returns:
             float32 [S, B, action_dim] in [-1, 1].
+
+        Raises:
+            UserError: there is not memory enough for a single frame.
         """
         if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
             raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
         if self.params is None:
             raise UserError("This teacher was closed: load it again.")
         label = partial(_label, *self._arguments(instruction, num_samples))
-        total = rgb.shape[0]
+        total, start = rgb.shape[0], 0
         labels = []
-        for start in range(0, total, self.chunk_size):
+        while start < total:
             count = min(self.chunk_size, total - start)
             size = self.padded_size(count)
-            labels.append(label(_rows(rgb, start, size), key, np.int32(first_frame + start))[:, :count])
+            try:
+                actions = label(_rows(rgb, start, size), key, np.int32(first_frame + start))[:, :count]
+                if (size, num_samples) not in self._fitting or jax.default_backend() == "cpu":
+                    # JAX tells only then that there was no memory for it; a CPU's may run out at any time.
+                    jax.block_until_ready(actions)
+                    self._fitting.add((size, num_samples))
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                self._halve_chunk(size, error)
+                continue
+            labels.append(actions)
+            start += count
         return jnp.concatenate(labels, axis=1) if len(labels) > 1 else labels[0]
+
+    def _halve_chunk(self, frames: int, error: Exception) -> None:
+        if not out_of_memory(error):
+            raise error
+        if frames == 1:
+            raise UserError(
+                "There is no memory for the teacher to look at a single frame: close what else uses the device, or set "
+                f"teacher.precision='bfloat16' ({str(error).splitlines()[0]})."
+            ) from error
+        self.chunk_size = frames // 2
+        _print_to_stderr(f"Octo: out of memory with {frames} frames at a time; continues with {self.chunk_size}.")
 
     def begin(
         self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0

@@ -1,4 +1,4 @@
-"""The one error type for what a user can cause and mend, and what the system says when a disk has no room."""
+"""The one error type for what a user can cause and mend, and how a full disk and exhausted memory are known."""
 
 import errno
 import os
@@ -15,6 +15,13 @@ class UserError(Exception):
     """
 
     status = 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True if JAX, or Python, could not get memory, on a device or on the host."""
+    # JAX's error has no type of its own for it, and sometimes calls it internal.
+    words = ("RESOURCE_EXHAUSTED", "Out of memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in words)
 
 
 def no_room(error: BaseException | None) -> str | None:

@@ -46,25 +46,25 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
         WorkerError: an environment worker failed (and `env.restart_workers` is off); the state was saved.
         Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
-    processes.connect()
-    paper = config.profiles.paper
-    config = settings.resolve(config)
-    settings.check_machine(config)
-    console = TrainingConsole(quiet=not processes.is_first())
-    with _held_run(workdir, config, console) as workdir:
-        console.settings(config, settings.departures(config, paper), workdir)
-        results_path = workdir / "results.json"
-        if not results_path.exists():
-            with contextlib.ExitStack() as stack:
-                results = Trainer(config, workdir, console, stack).run()
-            with processes.first_before_others():
+    with processes.connected():
+        paper = config.profiles.paper
+        config = settings.resolve(config)
+        settings.check_machine(config)
+        console = TrainingConsole(quiet=not processes.is_first())
+        with _held_run(workdir, config, console) as workdir:
+            console.settings(config, settings.departures(config, paper), workdir)
+            results_path = workdir / "results.json"
+            if not results_path.exists():
+                with contextlib.ExitStack() as stack, processes.ending_together():
+                    results = Trainer(config, workdir, console, stack).run()
                 if processes.is_first():
                     write_json(results_path, results)
-        results = read_results(results_path)
-        if processes.is_first():
-            plot_run(workdir, workdir / "curve.png")
-        console.finish(results, workdir)
-        return results
+                processes.wait_for_all()
+            results = read_results(results_path)
+            if processes.is_first():
+                plot_run(workdir, workdir / "curve.png")
+            console.finish(results, workdir)
+            return results
 
 
 @contextlib.contextmanager
@@ -175,7 +175,8 @@ class Trainer:
             self._refuse(stage.learner.nonfinite_input(frames))
         lost = float((~frames.valid).sum())
         self.state, metrics = stage.update(self.state, frames, keys, coefficients, clock)
-        self._refuse(stage.learner.nonfinite_term(metrics))
+        with processes.together():
+            self._refuse(stage.learner.nonfinite_term(metrics))
         self.stop.unsaved = True
 
         row = {f"train/{name}": float(value) for name, value in metrics.items()}

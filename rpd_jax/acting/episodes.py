@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.errors import UserError
 from rpd_jax.teachers import Teacher
 
 # act(rgb uint8 [N, H, W, 3], state float32 [N, D], key) -> actions [N, A]
@@ -75,6 +76,7 @@ def run_episodes(
     for t in itertools.count():
         check_stop()
         action = np.clip(np.asarray(act(rgb, envs.state, jax.random.fold_in(key, t))), -1.0, 1.0)
+        _check_finite(action, t)
         step = envs.step(action)
         done = np.asarray(step.terminated) | np.asarray(step.truncated)
         valid = np.asarray(step.valid)
@@ -99,3 +101,14 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     """Bounds of the 95% score interval of a success rate (Wilson 1927)."""
     low, high = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
+
+
+def _check_finite(action: np.ndarray, step: int) -> None:
+    bad = np.argwhere(~np.isfinite(action))
+    if len(bad):
+        environment, dimension = bad[0]
+        raise UserError(
+            f"The policy gave {action[environment, dimension]} as dimension {dimension} of its action in environment "
+            f"{environment} at step {step} (counted from 0): its weights or statistics are damaged, or it saw what it "
+            "does not know."
+        )

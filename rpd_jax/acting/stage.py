@@ -20,6 +20,7 @@ from rpd_jax.learning.rollout import Rollout
 from rpd_jax.learning.schedules import Coefficients
 from rpd_jax.learning.sharding import make_mesh
 from rpd_jax.run import processes
+from rpd_jax.run.ending import told_if_no_memory
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.teachers import load_teacher
 
@@ -79,6 +80,7 @@ class Stage:
         envs = stack.enter_context(make_vector_env(config.env, config.env.num_envs // jax.process_count()))
         return cls(config, learner, labeller, envs)
 
+    @told_if_no_memory("for the student and its replay", "distill.replay, student.image_size or env.num_envs")
     def fresh_state(self, key: jax.Array) -> TrainingState:
         """A new student, and an empty replay; resets the environments, for the shapes of what they show."""
         self.envs.set_drawing(self.learner.network.sees_frames)
@@ -94,6 +96,7 @@ class Stage:
         """What an update after `step` environment steps weighs its terms with, and its learning rate."""
         return schedules.coefficients(self.config, step)
 
+    @told_if_no_memory("while acting and labelling", "env.num_envs, ppo.rollout_steps or env.image_size")
     def collect(
         self,
         state: TrainingState,
@@ -138,6 +141,9 @@ class Stage:
                 rollout = jax.block_until_ready(labeller.label(rollout))
         return rollout, position, episodes
 
+    @told_if_no_memory(
+        "in the update", "env.num_envs, ppo.rollout_steps or student.image_size, or raise ppo.num_minibatches,"
+    )
     def update(
         self, state: TrainingState, rollout: Rollout, keys: IterationKeys, coefficients: Coefficients, clock: Clock
     ) -> tuple[TrainingState, dict]:

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rpd_jax.errors import UserError, no_room
+from rpd_jax.errors import UserError, no_room, out_of_memory
+from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 from rpd_jax.run.stop import Interrupted
 
@@ -26,6 +27,29 @@ def told_if_no_room(workdir: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"Could not write in {workdir} ({cause}): make room on the disk and run the same command again."
+        ) from error
+
+
+@contextlib.contextmanager
+def told_if_no_memory(doing: str, lower: str) -> Iterator[None]:
+    """Turns what JAX raises inside the `with` block (or a function that this decorates) where memory ran out.
+
+    Args:
+        doing: what needs the memory, as in "while labelling".
+        lower: the settings that it grows with.
+
+    Raises:
+        UserError: instead of JAX's error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"Memory ran out {doing} ({cause}): close what else uses it and run the same command again, or lower "
+            f"{lower} in a run with another --workdir."
         ) from error
 
 
@@ -57,6 +81,8 @@ def saved_at_an_early_end(
     except (CheckpointError, Diverged):
         raise
     except (Interrupted, UserError) as reason:
+        if not processes.is_common(reason):
+            raise  # the processes of a run save together or not at all
         if checkpoints.latest != done():
             save()
         cause = reason if isinstance(reason, Interrupted) else "Stopped by an error"

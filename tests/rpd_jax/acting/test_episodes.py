@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 from octo_teacher.demos.experts import find_expert
 from rpd_jax.acting.episodes import run_episodes, wilson_interval
 from rpd_jax.acting.video import write_filmstrip, write_video
+from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.factory import make_vector_env
+from rpd_jax.errors import UserError
 
 
 def test_wilson_interval_against_the_published_example():
@@ -59,3 +61,18 @@ def test_every_environment_runs_its_share_of_whole_episodes(tmp_path):
     frames = imageio.mimread(path)
     assert len(frames) == max(len(video) for video in episodes.videos)
     assert frames[0].shape == (16, 32, 3)
+
+
+def test_an_action_that_is_no_number_is_named():
+    task = {"env_id": "PushCube-v1", "image_size": 16, "reward_mode": "sparse", "mesh_detail": 0.07, "camera": {}}
+
+    def act(rgb, state, key):
+        actions = np.zeros((2, 7), np.float32)
+        actions[1, 3] = np.nan
+        return actions
+
+    with (
+        CpuVectorEnv(task, 2, max_episode_steps=50, workers=1) as envs,
+        pytest.raises(UserError, match="gave nan as dimension 3 of its action in environment 1 at step 0"),
+    ):
+        run_episodes(envs, act, 2, seed=0)

@@ -104,12 +104,18 @@ def main():
         )
     from rpd_jax.run import processes
 
-    processes.connect()
+    with processes.connected():
+        measure(Path(output))
+
+
+def measure(output):
+    """Writes what the tests look at to `output`."""
     import jax
 
     from rpd_jax.errors import UserError
     from rpd_jax.learning.schedules import Coefficients
     from rpd_jax.learning.sharding import make_mesh
+    from rpd_jax.run import processes
     from rpd_jax.run.checkpoints import Checkpoints
     from rpd_jax.run.stop import Interrupted
 
@@ -119,7 +125,7 @@ def main():
     part = slice(index * ENVS // count, (index + 1) * ENVS // count)
     orders = local_orders(devices).reshape(2, -1)
     metrics, state, replay, rollout = update(learner, part, orders)
-    with Checkpoints(Path(output) / "checkpoints", keep=1) as checkpoints:
+    with Checkpoints(output / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, {"learner": state, "replay": replay}, {})
     again = {"permutations": orders, "per_minibatch": True}  # as before, so that nothing is compiled twice
     coefficients = Coefficients(distill=1.0, replay=1.0, learning_rate=3e-4)
@@ -139,7 +145,7 @@ def main():
     if index == 0:
         minibatches = metrics.pop("minibatches")
         np.savez(
-            Path(output) / "metrics.npz",
+            output / "metrics.npz",
             devices=devices,
             outcomes=outcomes,
             shared=shared,
@@ -148,7 +154,6 @@ def main():
             **metrics,
             **{f"minibatches/{name}": value for name, value in minibatches.items()},
         )
-    processes.wait_for_all()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""A chunk for which there is no memory is halved, and the labels are the same; in a process with a real limit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import resource, sys
+import jax, numpy as np
+from octo_teacher.octo_model import OctoModel
+from octo_teacher.teacher import OctoTeacher
+
+model = OctoModel.load_pretrained(sys.argv[1])
+frames = jax.numpy.asarray(np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), np.uint8))
+arguments = frames, "push", jax.random.key(0), 4000
+OctoTeacher(model, chunk_size=1).act(*arguments)
+teacher = OctoTeacher(model, chunk_size=32)
+status = open("/proc/self/status").read()
+size = int(status.split("VmSize:")[1].split()[0]) * 1024
+room = int(float(sys.argv[2]) * 2**20)
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (size + room, hard))
+actions = np.asarray(teacher.act(*arguments))
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+expected = np.asarray(OctoTeacher(model, chunk_size=teacher.chunk_size).act(*arguments))
+print(teacher.chunk_size, np.abs(actions - expected).max())
+"""
+
+
+def run(folder, mebibytes):
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(mebibytes)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.slow
+def test_a_chunk_that_does_not_fit_is_halved(micro_octo):
+    halved = run(micro_octo, 300)
+    assert halved.returncode == 0, halved.stderr
+    chunk, difference = halved.stdout.split()
+    assert 1 <= int(chunk) < 32 and float(difference) == 0.0
+    assert "Octo: out of memory with 32 frames at a time; continues with 16." in halved.stderr
