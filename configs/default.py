@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> ConfigDict:
     """Returns the settings for one task and reward mode ("sparse" or "normalized_dense")."""
     c = ConfigDict()
-    c.algorithm = "rpd_mse"  # ppo | rpd_mse | rpd_l1 | rpd_bc | ppd
+    c.algorithm = "rpd_mse"  # rpd_mse | rpd_l1 | rpd_bc | ppd | ppo | dagger
     c.profile = "auto"  # auto | paper | cpu | cpu_state
     c.seed = 0
     c.total_steps = config_dict.placeholder(int)  # environment steps, all environments together

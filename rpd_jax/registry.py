@@ -1,7 +1,7 @@
 """What packages offer by name: the entry points of a group, loaded when they are asked for. Imports no JAX.
 
-The groups are `rpd_jax.teachers`, `rpd_jax.tasks`, `rpd_jax.losses` and `octo_teacher.demo_formats`; docs/extending.md
-shows one of each.
+The groups are `rpd_jax.teachers`, `rpd_jax.tasks`, `rpd_jax.algorithms` and `octo_teacher.demo_formats`;
+docs/extending.md shows one of each.
 """
 
 import difflib

@@ -27,7 +27,7 @@ from rpd_jax.command.checks import (
 )
 from rpd_jax.command.wrong_flags import fields
 from rpd_jax.errors import UserError
-from rpd_jax.learning.losses import ALGORITHMS
+from rpd_jax.learning.algorithms import algorithm_names, find_algorithm
 from rpd_jax.run import wandb_log
 from rpd_jax.student.networks import ENCODERS, OBSERVATIONS, PRECISIONS, SMALLEST_IMAGE
 from rpd_jax.tasks import find_task
@@ -124,7 +124,7 @@ SETTINGS: dict[str, Check] = {
 
 # Fields that name what installed packages may add to: looked up when they are checked.
 NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
-    "algorithm": lambda: tuple(ALGORITHMS),
+    "algorithm": algorithm_names,
     "teacher.name": teacher_names,
 }
 
@@ -138,7 +138,7 @@ def _sees_frames(config: ConfigDict) -> bool:
 
 
 def _keeps_replay(config: ConfigDict) -> bool:
-    return config.distill.replay > 0 and config.algorithm != "ppo"
+    return config.distill.replay > 0 and find_algorithm(config.algorithm).distillation is not None
 
 
 def _repeats_itself(config: ConfigDict) -> bool:
@@ -178,6 +178,10 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.teacher.name in _OUR_TEACHERS and c.teacher.checkpoint == "",
         "teacher.checkpoint='' names nothing: give a checkpoint's folder, hf://owner/name or the name of an embedded "
         "teacher, or leave it open.",
+    ),
+    (
+        lambda c: not find_algorithm(c.algorithm).reinforces and c.distill.coef == 0,
+        "distill.coef={c.distill.coef} leaves {c.algorithm} nothing to learn: it has the distillation term alone.",
     ),
     (
         lambda c: c.algorithm == "ppd" and c.distill.std_floor == 0 and _repeats_itself(c),

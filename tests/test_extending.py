@@ -1,5 +1,6 @@
 """The walks of docs/extending.md, done as it says: packages in folders of their own, known by their entry points."""
 
+import json
 import os
 import re
 import shlex
@@ -118,6 +119,19 @@ def test_a_teacher(tmp_path):
     refused = walk.run(1, "--config.teacher.checkpoint=loud", f"--workdir={tmp_path / 'other'}")
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].endswith("is the noise: give a number.")
+
+
+@pytest.mark.slow
+def test_a_loss(tmp_path):
+    walk = Walk("A loss", tmp_path)
+    assert_trained(walk.run(0))
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0.0 < last["train/distill_loss"] < 1.0
+    # Also where the package is not installed.
+    report = [sys.executable, "-m", "rpd_jax.report", str(tmp_path / "run"), "-o", str(tmp_path / "report")]
+    shown = subprocess.run(report, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    assert "rpd_huber" in (tmp_path / "report" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from rpd_jax.learning import losses, minibatches, objective, sharding
+from rpd_jax.learning import minibatches, objective, sharding
 from rpd_jax.learning.advantages import gae
+from rpd_jax.learning.algorithms import find_algorithm
 from rpd_jax.learning.augmentation import random_shift
 from rpd_jax.learning.minibatches import Samples
 from rpd_jax.learning.replay import Labelled, Replay
@@ -68,7 +69,7 @@ class Learner:
     Attributes:
         network: the student.
         config: the training config; reads `algorithm`, `ppo`, `distill` and `teacher.refresh`.
-        distillation: name of the distillation loss, or None for plain PPO.
+        algorithm: what `config.algorithm` names.
         mesh: the devices that share the work.
     """
 
@@ -83,7 +84,7 @@ class Learner:
         self.config = config
         self.mesh = sharding.one_device() if mesh is None else mesh
         self._axis = sharding.axis_name(self.mesh)
-        self.distillation = losses.ALGORITHMS[config.algorithm][0]
+        self.algorithm = find_algorithm(config.algorithm)
         self._optimizer = optax.chain(
             optax.clip_by_global_norm(config.ppo.max_grad_norm), optax.scale_by_adam(eps=config.ppo.adam_eps)
         )
@@ -98,11 +99,7 @@ class Learner:
     @property
     def num_samples(self) -> int:
         """Teacher samples that the algorithm takes for each frame."""
-        return (
-            self.config.distill.num_samples
-            if self.distillation == "ppd"
-            else losses.ALGORITHMS[self.config.algorithm][1]
-        )
+        return self.config.distill.num_samples if self.algorithm.reads_spread else self.algorithm.num_samples
 
     @property
     def label_sets(self) -> int:
@@ -111,7 +108,7 @@ class Learner:
 
     @property
     def uses_replay(self) -> bool:
-        return self.distillation is not None and self.config.distill.replay > 0
+        return self.algorithm.distillation is not None and self.config.distill.replay > 0
 
     def init(self, key: jax.Array, rgb: jax.Array | None, state: jax.Array | None = None) -> LearnerState:
         """A fresh student for observations like `rgb` uint8 [B, H, W, 3] and `state` float32 [B, D]."""
@@ -211,7 +208,7 @@ class Learner:
         return rollout.replace(
             rgb=rollout.rgb if self.network.sees_frames else None,
             state=rollout.state if self.network.sees_state else None,
-            teacher_actions=rollout.teacher_actions if self.distillation else None,
+            teacher_actions=rollout.teacher_actions if self.algorithm.distillation else None,
         )
 
     def _update_on_mesh(self, state, rollout, key, coefficients, replay, permutations, *, per_minibatch):
@@ -365,7 +362,7 @@ class Learner:
             "explained_variance": 1.0 - unexplained / jnp.maximum(jnp.var(returns, where=valid), 1e-12),
             "advantage_std": jnp.std(advantages, where=valid),
         }
-        if self.distillation == "ppd" and samples.labels is not None:
+        if self.algorithm.reads_spread and samples.labels is not None:
             floored = jnp.std(samples.labels, axis=2) < self.config.distill.std_floor
             share = jnp.mean(floored.astype(jnp.float32))
             metrics["teacher_std_floored"] = sharding.mean_of_devices(share, self._axis)

@@ -15,15 +15,6 @@ from jaxtyping import Array, Float
 
 from rpd_jax.student.gaussian import gaussian_log_prob
 
-# Algorithm -> its distillation loss (None: no teacher) and the number of teacher samples it takes by default.
-ALGORITHMS = {
-    "ppo": (None, 0),
-    "rpd_mse": ("mse", 1),
-    "rpd_l1": ("l1", 1),
-    "rpd_bc": ("bc", 1),
-    "ppd": ("ppd", 10),
-}
-
 
 def normalize_advantages(
     advantages: Float[ArrayLike, " B"], std_floor: float = 0.0, axis_name: str | None = None
@@ -175,7 +166,7 @@ def distillation_loss(
     clip: float,
     std_floor: float = 0.0,
 ) -> Float[Array, ""]:
-    """The distillation term by its name in `ALGORITHMS`; all but ppd take the first of the samples [S, B, A]."""
+    """The distillation term of a kind; all but ppd take the first of the samples [S, B, A]."""
     if kind == "mse":
         return rpd_mse(mean, teacher_samples[0])
     if kind == "l1":

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from rpd_jax.learning import losses
+from rpd_jax.learning.algorithms import find_algorithm
 from rpd_jax.learning.minibatches import Samples
 from rpd_jax.learning.replay import Labelled
 from rpd_jax.learning.schedules import Coefficients
@@ -15,6 +16,8 @@ from rpd_jax.student.networks import ActorCritic
 
 # Of the terms of an objective, those that must be finite.
 LOSS_TERMS = ("pg_loss", "v_loss", "entropy", "distill_loss", "replay_loss", "approx_kl")
+# Zero where the algorithm does not reinforce.
+PPO_TERMS = ("pg_loss", "v_loss", "entropy", "approx_kl", "clip_fraction")
 
 
 @struct.dataclass
@@ -57,22 +60,27 @@ def objective(
     size = minibatch.actions.shape[0]
     mean, value = means[:size], values[:size]
 
+    algorithm = find_algorithm(config.algorithm)
     log_ratio = gaussian_log_prob(minibatch.actions, mean, log_std) - minibatch.logprobs
-    loss, terms = _ppo(config.ppo, minibatch, log_ratio, value, gaussian_entropy(log_std), axis_name)
+    if algorithm.reinforces:
+        loss, terms = _ppo(config.ppo, minibatch, log_ratio, value, gaussian_entropy(log_std), axis_name)
+    else:
+        loss, terms = jnp.zeros(()), dict.fromkeys(PPO_TERMS, jnp.zeros(()))
+    terms |= {"distill_loss": jnp.zeros(()), "replay_loss": jnp.zeros(())}
     if minibatch.labels is not None:
-        terms["distill_loss"] = _distillation(config, mean, log_std, log_ratio, minibatch.labels[0])
+        terms["distill_loss"] = _distillation(algorithm, config, mean, log_std, log_ratio, minibatch.labels[0])
         loss = loss + coefficients.distill * terms["distill_loss"]
     if replayed is not None:
         # The policy that met these frames is gone: PPD's ratio is taken as one.
         no_ratio = jnp.zeros(means.shape[0] - size)
-        replay_loss = _distillation(config, means[size:], log_std, no_ratio, replayed.rows.labels)
+        replay_loss = _distillation(algorithm, config, means[size:], log_std, no_ratio, replayed.rows.labels)
         terms["replay_loss"] = replayed.weight * replay_loss
         loss = loss + coefficients.replay * terms["replay_loss"]
     return loss, terms | {"loss": loss}
 
 
 def _ppo(ppo, minibatch, log_ratio, value, entropy, axis_name):
-    """The loss without a teacher, and all terms, those of a teacher zero."""
+    """The loss without a teacher, and its terms."""
     advantages = minibatch.advantages
     if ppo.normalize_advantages:
         advantages = losses.normalize_advantages(advantages, ppo.advantage_std_floor, axis_name)
@@ -86,15 +94,12 @@ def _ppo(ppo, minibatch, log_ratio, value, entropy, axis_name):
         "pg_loss": pg_loss,
         "v_loss": v_loss,
         "entropy": entropy,
-        "distill_loss": jnp.zeros(()),
-        "replay_loss": jnp.zeros(()),
         "approx_kl": losses.approx_kl(jax.lax.stop_gradient(log_ratio)),
         "clip_fraction": losses.clip_fraction(jax.lax.stop_gradient(log_ratio), ppo.clip),
     }
 
 
-def _distillation(config, mean, log_std, log_ratio, labels):
+def _distillation(algorithm, config, mean, log_std, log_ratio, labels):
     """The algorithm's distillation term for labels [B, S, A]."""
-    kind = losses.ALGORITHMS[config.algorithm][0]
     samples = labels.swapaxes(0, 1)
-    return losses.distillation_loss(kind, mean, log_std, log_ratio, samples, config.ppo.clip, config.distill.std_floor)
+    return algorithm.distillation(mean, log_std, log_ratio, samples, config.ppo.clip, config.distill.std_floor)

@@ -23,6 +23,11 @@ _LINES = ("-", ":", "-.", (0, (1, 3)), (0, (5, 1)))
 _TEACHER = "0.35"
 
 
+def _colour_of(algorithm: str) -> str:
+    """Of another package's algorithms, black."""
+    return _COLOURS.get(algorithm, _PALETTE[-1])
+
+
 def plot_curves(panel: Panel, kind: str, path: Path) -> None:
     """Writes the learning curves of one panel.
 
@@ -37,7 +42,7 @@ def plot_curves(panel: Panel, kind: str, path: Path) -> None:
     scale = 100.0 if kind == "success" else 1.0
     figure, axes = plt.subplots(figsize=(5.4, 3.9), layout="constrained")
     for series, line in zip(panel.series, _line_styles(panel.series), strict=True):
-        colour = _COLOURS[series.algorithm]
+        colour = _colour_of(series.algorithm)
         steps, mean, spread = mean_curve(series.runs, f"eval/{kind}")
         axes.plot(steps, scale * mean, color=colour, linestyle=line, marker="o", markersize=4, label=_label(series))
         lower, upper = mean - spread, mean + spread
@@ -79,7 +84,7 @@ def plot_intervals(aggregates: Mapping[str, Mapping[str, float]], algorithms: Ma
     figure, axes = plt.subplots(figsize=(5.4, 0.9 + 0.6 * len(aggregates)), layout="constrained")
     names = list(aggregates)[::-1]
     for row, name in enumerate(names):
-        values, colour = aggregates[name], _COLOURS[algorithms[name]]
+        values, colour = aggregates[name], _colour_of(algorithms[name])
         if np.isfinite(values["low"]):
             axes.barh(row, 100 * (values["high"] - values["low"]), left=100 * values["low"], height=0.5, color=colour)
             axes.plot([100 * values["iqm"]] * 2, [row - 0.25, row + 0.25], color="black", linewidth=2)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rpd_jax.errors import UserError
-from rpd_jax.learning.losses import ALGORITHMS
+from rpd_jax.learning.algorithms import ALGORITHMS
 from rpd_jax.run.json_file import read_object
 from rpd_jax.run.records import check_summary, read_results, read_rows, read_teacher
 from rpd_jax.training_run.fields import FREE_FIELDS
@@ -19,8 +20,8 @@ from rpd_jax.training_run.fields import FREE_FIELDS
 _PANEL_FIELDS = ("env.task", "env.reward_mode", "env.camera.")
 # Of several fields that tell variants of an algorithm apart, these name them.
 _CHOSEN_FIRST = ("student.observation", "teacher.checkpoint", "teacher.name", "distill.coef", "total_steps")
-# The order of algorithms in legends and tables: the baseline without a teacher comes last.
-ORDER = tuple(sorted(ALGORITHMS, key=lambda name: name == "ppo"))
+# The order of algorithms in legends and tables, before those of other packages.
+ORDER = tuple(ALGORITHMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def differing_fields(runs: Sequence[Run], ignored: Sequence[str] = FREE_FIELDS) 
 
 def _series(runs: Sequence[Run]) -> list[Series]:
     found: dict[str, Series] = {}
-    for algorithm in sorted({run.algorithm for run in runs}, key=ORDER.index):
+    for algorithm in sorted({run.algorithm for run in runs}, key=_place):
         members = sorted((run for run in runs if run.algorithm == algorithm), key=lambda run: (run.seed, run.path))
         fields = _telling_fields(members, differing_fields(members, (*FREE_FIELDS, "seed")))
         for run in members:
@@ -146,6 +147,10 @@ def _series(runs: Sequence[Run]) -> list[Series]:
             name = f"{algorithm} ({details})" if details else algorithm
             found.setdefault(name, Series(name, algorithm, [])).runs.append(run)
     return list(found.values())
+
+
+def _place(algorithm: str) -> tuple[int, str]:
+    return ORDER.index(algorithm) if algorithm in ORDER else len(ORDER), algorithm
 
 
 def _telling_fields(runs: Sequence[Run], fields: Sequence[str]) -> tuple[str, ...]:
@@ -189,7 +194,8 @@ def _read_run(path: Path) -> Run:
 
 def _check_fields(run: Run) -> None:
     """Raises if a field that everything else relies on is missing or of another type."""
-    if run.algorithm not in ORDER:
+    # It may be another package's, which need not be here.
+    if not isinstance(run.algorithm, str) or not re.fullmatch(r"[\w.-]{1,100}", run.algorithm):
         raise ValueError(f"algorithm {run.algorithm}")
     for name in ("env.num_envs", "ppo.rollout_steps", "total_steps", "seed"):
         least = 0 if name == "seed" else 1

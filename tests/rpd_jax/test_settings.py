@@ -216,6 +216,7 @@ def test_the_last_values_that_work_are_taken(path, value):
         ({"distill.replay_batch": 0}, "distill.replay and distill.replay_batch go together"),
         ({"student.image_size": 35}, "student.image_size=35 is too small for the encoder: use 36 or more"),
         ({"student.image_size": 64, "distill.augment": 64}, "distill.augment=64 shifts the whole frame out of sight"),
+        ({"algorithm": "dagger", "distill.coef": 0.0}, "distill.coef=0.0 leaves dagger nothing to learn"),
         ({"distill.anneal_steps": 0}, "distill.schedule='cosine' needs distill.anneal_steps of at least 1"),
         (
             {"algorithm": "ppd", "distill.std_floor": 0.0, "distill.num_samples": 1},

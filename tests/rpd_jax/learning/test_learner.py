@@ -388,3 +388,25 @@ def test_frames_left_over_by_the_minibatches_are_left_out():
     assert losses[0].shape == (7,)
     np.testing.assert_array_equal(losses[0], losses[1])
     assert losses[0][0] != losses[2][0]
+
+
+def test_dagger_is_imitation_alone():
+    """The same labels with other rewards, values and densities: the same student, whose critic has learnt nothing."""
+    learner = make_state_learner(algorithm="dagger")
+    state, metrics = update(learner)
+    # Such densities would end an update of rpd_mse: the ratio overflows.
+    others = {"rewards": -100.0 * EXPECTED["rewards"], "values": 7.0 * EXPECTED["values"]}
+    others["logprobs"] = np.full_like(EXPECTED["logprobs"], -200.0)
+    other, other_metrics = update(learner, make_rollout(state=STATES, **others))
+    assert learner.nonfinite_term(other_metrics) is None
+    jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
+    new, old = state.params["params"], state_params()["params"]
+    jax.tree.map(np.testing.assert_array_equal, new["critic"], old["critic"])
+    assert not np.array_equal(new["actor"]["output"]["kernel"], old["actor"]["output"]["kernel"])
+    # Its loss is λ times rpd_mse's distillation term, and its first minibatch's is the same number.
+    np.testing.assert_allclose(metrics["loss"], learner.config.distill.coef * metrics["distill_loss"], rtol=1e-6)
+    same = update(make_state_learner(algorithm="rpd_mse"))[1]
+    first = metrics["minibatches"]["distill_loss"][0]
+    assert first == same["minibatches"]["distill_loss"][0] and first > 0.0
+    assert metrics["pg_loss"] == metrics["v_loss"] == metrics["entropy"] == metrics["approx_kl"] == 0.0
+    assert metrics["optimizer_steps"] == 6
