@@ -7,7 +7,7 @@ import jax
 
 from rpd_jax.learning.learner import LearnerState
 from rpd_jax.learning.replay import Replay
-from rpd_jax.run.checkpoints import Checkpoints
+from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,10 @@ class TrainingState:
             success: of the student now, if it was measured.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written, or a replay was lost while it was extended.
         """
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._tree())):
+            raise CheckpointError(f"The replay was lost when memory ran out: the same command {checkpoints.continues}.")
         progress = {"step": step, "row": self.row, "devices": jax.device_count()}
         checkpoints.save(self.iteration, self._tree(), progress, success)
 
