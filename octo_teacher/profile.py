@@ -14,7 +14,6 @@ from rpd_jax.run.stop import listen
 if __name__ == "__main__":
     listen()
 
-import argparse
 import dataclasses
 import json
 import os
@@ -29,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from octo_teacher.model.architectures import SIZES, architecture
 from octo_teacher.model.octo_module import create_module, param_shapes
@@ -36,7 +36,8 @@ from octo_teacher.model.token_groups import TokenGroup
 from octo_teacher.octo_model import OctoModel, lower_sample_actions
 from octo_teacher.teacher import PRECISIONS, OctoTeacher
 from rpd_jax.action_convention import ACTION_DIM
-from rpd_jax.errors import UserError
+from rpd_jax.command.flag_kinds import define_numbers
+from rpd_jax.command.line import run_command
 
 INSTRUCTION = "push the cube away from the robot base"
 
@@ -337,73 +338,62 @@ def format_row(row: Row) -> str:
     )
 
 
-def _positive_ints(text: str) -> list[int]:
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = [0]
-    if min(values) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive whole numbers such as 1,8")
-    return values
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("checkpoint", None, "A checkpoint folder, or hf://owner/name.", values)
+    names = sorted(SIZES)
+    flags.DEFINE_enum("architecture", None, names, "Random weights of a published size.", values)
+    define_numbers("batch", (1, 8), "Batch sizes.", values=values)
+    flags.DEFINE_list("precision", ["float32"], "float32, bfloat16 or both.", values)
+    known = ", ".join(PRECISIONS)
+    flags.register_validator("precision", lambda given: set(given) <= {*PRECISIONS}, f"must be of {known}", values)
+    define_numbers("samples", (1,), "Samples per frame.", values=values)
+    flags.DEFINE_bool("plain", False, "Measure the straightforward path too.", values)
+    flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", 1, flag_values=values)
+    flags.DEFINE_integer("label", None, "Only label so many frames in one call.", 1, flag_values=values)
+    flags.DEFINE_integer("threads", None, "1 keeps XLA to one thread of the CPU.", 1, 1, flag_values=values)
+    flags.DEFINE_bool("json", False, "Print JSON instead of a table.", values)
+    flags.DEFINE_string("trace", None, "Folder for a JAX profiler trace of all this, for TensorBoard.", values)
+    flags.mark_flags_as_mutual_exclusive(["checkpoint", "architecture"], True, values)
 
 
-def _precisions(text: str) -> list[str]:
-    values = text.split(",")
-    for value in values:
-        if value not in PRECISIONS:
-            raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(PRECISIONS)}")
-    return values
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m octo_teacher.profile", description=__doc__.split("\n")[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="a checkpoint folder, or hf://owner/name")
-    source.add_argument("--architecture", choices=sorted(SIZES), help="random weights of a published size")
-    parser.add_argument("--batch", type=_positive_ints, default=[1, 8], help="batch sizes, e.g. 1,8")
-    parser.add_argument("--precision", type=_precisions, default=["float32"], help="float32, bfloat16 or both")
-    parser.add_argument("--samples", type=_positive_ints, default=[1], help="samples per frame, e.g. 1,10")
-    parser.add_argument("--plain", action="store_true", help="measure the straightforward path too")
-    parser.add_argument("--repeats", type=_positive_ints, default=[5], help="timed calls; the median counts")
-    parser.add_argument("--label", metavar="FRAMES", type=_positive_ints, help="only label so many frames in one call")
-    parser.add_argument("--threads", type=int, choices=[1], help="keep XLA to one thread of the CPU")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--trace", metavar="DIR", help="write a JAX profiler trace of all this, for TensorBoard")
-    flags = parser.parse_args(argv)
-    if flags.threads:
+def run(values: flags.FlagValues) -> None:
+    """Measures what the flags of `define_flags` ask for; raises UserError for a checkpoint that cannot be loaded."""
+    if values.threads:
         os.environ["NPROC"] = "1"  # the size of all of XLA's pools, read when the first device is asked for
-    try:
-        model = OctoModel.load_pretrained(flags.checkpoint) if flags.checkpoint else random_model(flags.architecture)
-        device = jax.devices()[0]
-        print(f"{device.device_kind}, {flags.checkpoint or flags.architecture}", file=sys.stderr)
-        rows = []
-        if not flags.json and not flags.label:
-            print(HEADER)
-        with jax.profiler.trace(flags.trace) if flags.trace else nullcontext():
-            if flags.label:
-                measured = (
-                    profile_labelling(model, precision, flags.label[0], samples)
-                    for precision in flags.precision
-                    for samples in flags.samples
-                )
-            else:
-                measured = profile(
-                    model, flags.batch, flags.precision, flags.samples, plain=flags.plain, repeats=flags.repeats[0]
-                )
-            for row in measured:
-                rows.append(row)
-                line = format_labelling(row) if flags.label else format_row(row)
-                print(line, file=sys.stderr if flags.json else sys.stdout, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if flags.json:
+    source = values.checkpoint or values.architecture
+    model = OctoModel.load_pretrained(source) if values.checkpoint else random_model(source)
+    device = jax.devices()[0]
+    print(f"{device.device_kind}, {source}", file=sys.stderr)
+    rows = []
+    if not values.json and not values.label:
+        print(HEADER)
+    with jax.profiler.trace(values.trace) if values.trace else nullcontext():
+        for row in _measured(model, values):
+            rows.append(row)
+            line = format_labelling(row) if values.label else format_row(row)
+            print(line, file=sys.stderr if values.json else sys.stdout, flush=True)
+    if values.json:
         print(json.dumps({"device": device.device_kind, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
-    if flags.trace:
-        print(f"Trace written: tensorboard --logdir {flags.trace}", file=sys.stderr)
-    return 0
+    if values.trace:
+        print(f"Trace written: tensorboard --logdir {values.trace}", file=sys.stderr)
+
+
+def _measured(model: OctoModel, values: flags.FlagValues) -> Iterator[Any]:
+    if not values.label:
+        precisions, repeats = values.precision, values.repeats
+        return profile(model, values.batch, precisions, values.samples, plain=values.plain, repeats=repeats)
+    return (
+        profile_labelling(model, precision, values.label, samples)
+        for precision in values.precision
+        for samples in values.samples
+    )
+
+
+def main() -> None:
+    run(flags.FLAGS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    define_flags()
+    run_command(main)

@@ -12,7 +12,6 @@ from rpd_jax.run.stop import listen
 if __name__ == "__main__":
     listen()
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,6 +37,9 @@ from openvla_bridge.model.policy import OpenVLAPolicy, default_image_settings
 from openvla_bridge.model.text import FixedIds
 from openvla_bridge.ring import RingLayout
 from openvla_bridge.worker_process import SLOTS, WorkerProcess
+from rpd_jax.command.flag_kinds import define_numbers
+from rpd_jax.command.line import run_command
+from rpd_jax.errors import UserError
 
 INSTRUCTION = "push the cube away from the robot base"
 _PROMPT_TOKENS = 22
@@ -276,54 +279,51 @@ def _print_tables(rows: list[Row], transport: dict[str, float], title: str) -> N
     console.print(table)
 
 
-def _positive_ints(text: str) -> list[int]:
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = [0]
-    if min(values) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive whole numbers such as 1,16")
-    return values
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("checkpoint", None, "A checkpoint folder, or hf://owner/name.", values)
+    names = sorted(ARCHITECTURES)
+    flags.DEFINE_enum("architecture", None, names, "Random weights of a known size.", values)
+    flags.DEFINE_string("dataset", None, "Whose statistics un-normalise, if the checkpoint has several.", values)
+    define_numbers("batch", (1, 8, 32), "Batch sizes.", values=values)
+    flags.DEFINE_string("device", "cuda" if torch.cuda.is_available() else "cpu", "As torch names it.", values)
+    flags.DEFINE_enum("precision", "float32", sorted(DTYPES), "Of the weights.", values)
+    flags.DEFINE_integer("threads", None, "CPU threads.", 1, flag_values=values)
+    flags.DEFINE_integer("image_size", 256, "Side of the camera's frames, pixels.", 1, flag_values=values)
+    flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", 1, flag_values=values)
+    flags.DEFINE_integer("transport_frames", 64, "Frames of the transport's measurement.", 1, flag_values=values)
+    flags.DEFINE_bool("no_pil", False, "Leave out the loops over single images with Pillow.", values)
+    flags.DEFINE_bool("json", False, "Print JSON instead of tables.", values)
+    flags.mark_flags_as_mutual_exclusive(["checkpoint", "architecture"], True, values)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m openvla_bridge.profile", description=__doc__.split("\n")[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="a checkpoint folder, or hf://owner/name")
-    source.add_argument("--architecture", choices=sorted(ARCHITECTURES), help="random weights of a known size")
-    parser.add_argument("--dataset", help="whose statistics un-normalise, if the checkpoint has several")
-    parser.add_argument("--batch", type=_positive_ints, default=[1, 8, 32], help="batch sizes, e.g. 1,8,32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=sorted(DTYPES), default="float32")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--image-size", type=int, default=256, help="side of the camera's frames, pixels")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
-    parser.add_argument("--transport-frames", type=int, default=64, help="frames of the transport's measurement")
-    parser.add_argument("--no-pil", action="store_true", help="leave out the loops over single images with Pillow")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    flags = parser.parse_args(argv)
-    if flags.threads:
-        torch.set_num_threads(flags.threads)
+def run(values: flags.FlagValues) -> None:
+    """Measures what the flags of `define_flags` ask for; raises UserError for a checkpoint that cannot be loaded."""
+    if values.threads:
+        torch.set_num_threads(values.threads)
     try:
-        if flags.checkpoint:
+        if values.checkpoint:
             say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-            policy = OpenVLAPolicy.load(flags.checkpoint, flags.device, flags.precision, flags.dataset, say)
+            policy = OpenVLAPolicy.load(values.checkpoint, values.device, values.precision, values.dataset, say)
         else:
-            policy = random_policy(flags.architecture, flags.device, flags.precision)
-        rows = profile(policy, flags.batch, flags.image_size, flags.repeats, not flags.no_pil, shares=True)
-        transport = profile_transport(flags.transport_frames, flags.image_size, max(flags.repeats, 20))
+            policy = random_policy(values.architecture, values.device, values.precision)
+        rows = profile(policy, values.batch, values.image_size, values.repeats, not values.no_pil, shares=True)
+        transport = profile_transport(values.transport_frames, values.image_size, max(values.repeats, 20))
     except BridgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError(str(error)) from error
     name = torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else "CPU"
-    title = f"{flags.checkpoint or flags.architecture}, {flags.precision}, {name}, {torch.get_num_threads()} thread(s)"
-    if flags.json:
+    source = values.checkpoint or values.architecture
+    title = f"{source}, {values.precision}, {name}, {torch.get_num_threads()} thread(s)"
+    if values.json:
         print(json.dumps({"title": title, "rows": [dataclasses.asdict(row) for row in rows], "transport": transport}))
     else:
         _print_tables(rows, transport, title)
-    return 0
+
+
+def main() -> None:
+    run(flags.FLAGS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    define_flags()
+    run_command(main)

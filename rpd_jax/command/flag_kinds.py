@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
+# What is defined here belongs to the module that asked for it, whose --help shows it.
+flags.disclaim_key_flags()
+
 
 class _Numbers(flags.ArgumentParser):
     """A list of numbers, separated by commas."""

@@ -15,25 +15,25 @@ from rpd_jax.run.stop import listen
 if __name__ == "__main__":
     listen()
 
-import argparse
 import itertools
 import json
 import os
 import statistics
-import sys
 import time
 
 # As in the workers: a frame is drawn by one thread.
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
 import numpy as np
+from absl import flags
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rpd_jax.command.flag_kinds import define_numbers
+from rpd_jax.command.line import run_command
 from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.task_arguments import check_task_arguments
-from rpd_jax.errors import UserError
 from rpd_jax.workers.cost import cpu_seconds, proportional_mib
 
 # Steps of one number of workers before the next one's turn.
@@ -53,29 +53,25 @@ _HEADINGS = {
 }
 
 
-def main() -> None:
-    args = _parse_arguments()
-    try:
-        steps, rates = [], []
-        for size, detail in itertools.product(args.image_size, args.mesh_detail):
-            task_args = _task_args(args.task, size, detail)
-            limit = check_task_arguments(args.task, size, "sparse", detail).max_episode_steps
-            steps.append({"image_size": size, "mesh_detail": detail} | step_cost(task_args, args.seconds))
-            for num_envs in args.num_envs:
-                counts = sorted({min(count, num_envs) for count in args.workers})
-                rates += [
-                    {"image_size": size, "mesh_detail": detail, "num_envs": num_envs} | row
-                    for row in throughput(task_args, num_envs, limit, counts, args.seconds, steps[-1]["step_ms"])
-                ]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if args.json:
-        print(json.dumps({"task": args.task, "steps": steps, "throughput": rates}, indent=2))
+def run(values: flags.FlagValues) -> None:
+    """Measures what the flags of `define_flags` ask for, and prints it; raises UserError for what the task refuses."""
+    steps, rates = [], []
+    for size, detail in itertools.product(values.image_size, values.mesh_detail):
+        task_args = _task_args(values.task, size, detail)
+        limit = check_task_arguments(values.task, size, "sparse", detail).max_episode_steps
+        steps.append({"image_size": size, "mesh_detail": detail} | step_cost(task_args, values.seconds))
+        for num_envs in values.num_envs:
+            counts = sorted({min(count, num_envs) for count in values.workers})
+            rates += [
+                {"image_size": size, "mesh_detail": detail, "num_envs": num_envs} | row
+                for row in throughput(task_args, num_envs, limit, counts, values.seconds, steps[-1]["step_ms"])
+            ]
+    if values.json:
+        print(json.dumps({"task": values.task, "steps": steps, "throughput": rates}, indent=2))
         return
     console = Console()
-    console.print(_table(f"{args.task}: one environment, one process, CPU ms per step", steps))
-    console.print(_table(f"{args.task}: worker processes", rates))
+    console.print(_table(f"{values.task}: one environment, one process, CPU ms per step", steps))
+    console.print(_table(f"{values.task}: worker processes", rates))
 
 
 def step_cost(task_args: dict, seconds: float) -> dict[str, float]:
@@ -209,21 +205,19 @@ def _cell(name: str, value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-def _numbers(kind):
-    return lambda text: [kind(word) for word in text.split(",")]
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="PushCube-v1")
-    parser.add_argument("--image_size", type=_numbers(int), default=[128], help="comma-separated (default: 128)")
-    parser.add_argument("--mesh_detail", type=_numbers(float), default=[1.0, 0.15], help="default: 1.0,0.15")
-    parser.add_argument("--num_envs", type=_numbers(int), default=[4, 16], help="default: 4,16")
-    parser.add_argument("--workers", type=_numbers(int), default=[1, 2], help="default: 1,2")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of stepping per row (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    return parser.parse_args()
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("task", "PushCube-v1", "The task.", values)
+    define_numbers("image_size", (128,), "Width and height of the frames, pixels.", values=values)
+    define_numbers(
+        "mesh_detail", (1.0, 0.15), "Drawn fractions of the robot's triangles.", kind=float, values=values, least=0.001
+    )
+    define_numbers("num_envs", (4, 16), "Numbers of environments.", values=values)
+    define_numbers("workers", (1, 2), "Numbers of worker processes.", values=values)
+    flags.DEFINE_float("seconds", 5.0, "Of stepping per row.", 0.001, flag_values=values)
+    flags.DEFINE_bool("json", False, "Print JSON instead of tables.", values)
 
 
 if __name__ == "__main__":
-    main()
+    define_flags()
+    run_command(lambda: run(flags.FLAGS))

@@ -1,13 +1,27 @@
 """`python -m octo_teacher.profile`: a table, JSON, and errors before any work."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from octo_teacher import profile
+from rpd_jax.command.flag_kinds import with_underscores
+from rpd_jax.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).parents[1] / "data" / "octo" / "tiny"
+
+
+def measure(*words):
+    values = flags.FlagValues()
+    profile.define_flags(values)
+    values(with_underscores(["profile", *words], values))
+    profile.run(values)
 
 
 def test_json_of_fast_and_plain_path(capsys, monkeypatch):
@@ -15,9 +29,7 @@ def test_json_of_fast_and_plain_path(capsys, monkeypatch):
     monkeypatch.setattr(
         profile.OctoModel, "load_pretrained", lambda path: load(path).replace(text_processor=profile.FixedIds(16))
     )
-    assert (
-        profile.main(["--checkpoint", str(TINY), "--batch=2", "--samples=3", "--plain", "--repeats=1", "--json"]) == 0
-    )
+    measure("--checkpoint", str(TINY), "--batch=2", "--samples=3", "--plain", "--repeats=1", "--json")
     out, err = capsys.readouterr()
     fast, plain = json.loads(out)["rows"]
     assert (fast["path"], plain["path"]) == ("fast", "plain") and fast["batch"] == 2 and fast["samples"] == 3
@@ -31,17 +43,24 @@ def test_labelling_of_many_frames_tells_its_memory(capsys, monkeypatch):
     monkeypatch.setattr(
         profile.OctoModel, "load_pretrained", lambda path: load(path).replace(text_processor=profile.FixedIds(16))
     )
-    assert profile.main(["--checkpoint", str(TINY), "--label=40", "--json"]) == 0
+    measure("--checkpoint", str(TINY), "--label=40", "--json")
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["frames"] == 40 and row["chunk"] == 16
     assert row["frames_bytes"] == 40 * 64 * 64 * 3
     assert row["peak_bytes"] >= row["before_bytes"] > row["weights_bytes"] > 0
 
 
-def test_errors_come_before_work(capsys):
-    assert profile.main(["--checkpoint=/nowhere"]) == 2
-    assert "error: There is no checkpoint folder" in capsys.readouterr().err
-    for wrong in (["--architecture=octo-huge"], ["--batch=0", "--architecture=octo-small-1.5"], []):
-        with pytest.raises(SystemExit) as caught:
-            profile.main(wrong)
-        assert caught.value.code == 2
+def test_errors_come_before_work():
+    with pytest.raises(UserError, match="There is no checkpoint folder"):
+        measure("--checkpoint=/nowhere")
+    for wrong in (["--architecture=octo-huge"], ["--batch=0", "--architecture=octo-small-1.5"], [], ["--precision=f8"]):
+        with pytest.raises(flags.Error):
+            measure(*wrong)
+
+
+@pytest.mark.parametrize("module", ["octo_teacher.profile", "openvla_bridge.profile", "rpd_jax.envs.profile"])
+def test_a_wrong_flag_is_one_sentence(module):
+    command = [sys.executable, "-m", module, "--thread=1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2
+    assert re.fullmatch(r"error: there is no flag --thread: .*\n", run.stderr)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 from tiny_openvla import IMAGE_SIZE
 
@@ -17,6 +18,7 @@ from openvla_bridge.model.policy import OpenVLAPolicy
 from openvla_bridge.ring import RingLayout
 from openvla_bridge.worker_process import WorkerProcess
 from rpd_jax import settings
+from rpd_jax.command.flag_kinds import with_underscores
 from rpd_jax.errors import UserError
 from rpd_jax.teachers import load_teacher
 
@@ -153,9 +155,16 @@ def test_names_fill_in_the_published_checkpoint():
     assert settings.resolve(config).teacher.checkpoint == "mine"
 
 
+def measure(*words):
+    values = flags.FlagValues()
+    profile.define_flags(values)
+    values(with_underscores(["profile", *words], values))
+    profile.run(values)
+
+
 def test_profile_measures_every_stage_and_the_transport(checkpoint, capsys):
-    flags = ["--batch=1,2", "--repeats=1", "--image-size=64", "--transport-frames=4", "--threads=1", "--json"]
-    assert profile.main([f"--checkpoint={checkpoint}", *flags]) == 0
+    words = ["--batch=1,2", "--repeats=1", "--image-size=64", "--transport-frames=4", "--threads=1", "--json"]
+    measure(f"--checkpoint={checkpoint}", *words)
     result = json.loads(capsys.readouterr().out)
     paths = [(row["path"], row["batch"]) for row in result["rows"]]
     assert paths == [("batch", 1), ("batch", 2), ("Pillow", 1), ("published", 1)]
@@ -166,6 +175,6 @@ def test_profile_measures_every_stage_and_the_transport(checkpoint, capsys):
         assert row["matmul_share"] > 0 and row["bandwidth_share"] > 0
     assert result["transport"]["megabytes"] == pytest.approx(4 * 64 * 64 * 3 / 1e6)
     assert result["transport"]["transport_ms"] > 0 and result["transport"]["memcpy_ms"] > 0
-    assert profile.main(["--checkpoint=/nowhere"]) == 2
-    assert "error: There is no checkpoint folder /nowhere" in capsys.readouterr().err
+    with pytest.raises(UserError, match="There is no checkpoint folder /nowhere"):
+        measure("--checkpoint=/nowhere")
     assert IMAGE_SIZE == 56
