@@ -25,8 +25,10 @@ _, hard = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (size + room, hard))
 actions = np.asarray(teacher.act(*arguments))
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-expected = np.asarray(OctoTeacher(model, chunk_size=teacher.chunk_size).act(*arguments))
-print(teacher.chunk_size, np.abs(actions - expected).max())
+# Frames before the last halving were looked at in larger chunks: each frame is as in one of them, to the last bit.
+sizes = [size for size in (16, 8, 4, 2, 1) if size >= teacher.chunk_size]
+alike = [(actions == np.asarray(OctoTeacher(model, chunk_size=size).act(*arguments))).all((0, 2)) for size in sizes]
+print(teacher.chunk_size, np.any(alike, axis=0).sum())
 """
 
 
@@ -39,6 +41,6 @@ def run(folder, mebibytes):
 def test_a_chunk_that_does_not_fit_is_halved(micro_octo):
     halved = run(micro_octo, 300)
     assert halved.returncode == 0, halved.stderr
-    chunk, difference = halved.stdout.split()
-    assert 1 <= int(chunk) < 32 and float(difference) == 0.0
+    chunk, same = map(int, halved.stdout.split())
+    assert chunk < 32 and same == 48
     assert "Octo: out of memory with 32 frames at a time; continues with 16." in halved.stderr

@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from configs.finetune_octo import get_config
 from octo_teacher.finetuning.adaptation import adapt_model
 from octo_teacher.finetuning.demos import closing_line, read_training_demos, why_no_teacher
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.errors import UserError
+from rpd_jax.run.console import Console
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from demo_files import episode, write_lerobot, write_maniskill, write_rlds
@@ -89,7 +89,7 @@ def test_every_dataset_is_read_and_what_is_left_out_is_printed(tmp_path, config,
     first = write_maniskill(tmp_path / "one.h5", [uniform(7)] * 2, entries=[{"success": False}])
     second = write_rlds(tmp_path / "toy", [[episode(uniform(7))]])
     config.demos = f"{first}, {second}"
-    datasets = read_training_demos(config, {"primary": 8}, Console(soft_wrap=True))
+    datasets = read_training_demos(config, {"primary": 8}, Console())
     assert [len(demos) for _, demos in datasets] == [1, 1]
     assert "training leaves out 1 of 2 episodes, which failed (traj_0)" in capsys.readouterr().out
     config.demos = " , "

@@ -12,7 +12,7 @@ from rpd_jax import settings
 from rpd_jax.acting import collect
 from rpd_jax.acting.evaluation import evaluate_student
 from rpd_jax.acting.stage import Stage, iteration_keys
-from rpd_jax.run.metrics import StageClock
+from rpd_jax.run.stages import StageClock
 
 KEY = jax.random.key(0)
 STEPS = 4

@@ -126,7 +126,9 @@ def test_policy_step_draws_from_the_gaussian_it_reports():
     step = jax.jit(lambda key: network.apply(params, frames, None, key, method=ActorCritic.policy_step))
     action, log_prob, _ = step(jax.random.key(1))
     mean, log_std, _ = network.apply(params, FRAMES[:1])
-    np.testing.assert_allclose(log_prob, gaussian_log_prob(action, mean, log_std), rtol=1e-4)
+    np.testing.assert_allclose(
+        log_prob, gaussian_log_prob(action, jnp.broadcast_to(mean, action.shape), log_std), rtol=1e-4
+    )
     np.testing.assert_allclose(action.std(axis=0), np.exp(-1.2), rtol=0.15)
     np.testing.assert_allclose(action.mean(axis=0), mean[0], atol=0.08)
     np.testing.assert_array_equal(step(jax.random.key(1))[0], action)
