@@ -55,7 +55,14 @@ def test_every_setting_is_in_the_reference(hooks):
 
 
 # Sentences that are put together at run time: a worker's own, or one that another part passes on.
-PASSED_ON = {"settings.py": 1, "inspect.py": 1, "cpu_env.py": 3, "client.py": 2, "worker_process.py": 1}
+PASSED_ON = {
+    "profile.py": 1,
+    "settings.py": 1,
+    "inspect.py": 1,
+    "cpu_env.py": 3,
+    "client.py": 2,
+    "worker_process.py": 1,
+}
 
 
 def test_every_error_message_is_in_the_troubleshooting_reference(hooks):

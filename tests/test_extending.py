@@ -169,3 +169,16 @@ def test_what_nobody_offers_or_cannot_be_loaded_is_one_sentence(tmp_path):
     unknown = walk.run(1, "--config.teacher.name=stil")
     assert unknown.returncode == 2
     assert "teacher.name='stil' is not one of octo, openvla, still: did you mean 'still'?" in unknown.stderr
+
+
+def test_what_an_older_installation_left_hides_nothing(tmp_path):
+    """An .egg-info of before there were entry points, in the folder where a command is started."""
+    (tmp_path / "package").mkdir()
+    Walk("A teacher", tmp_path / "package")
+    left = tmp_path / "still_teacher.egg-info"
+    left.mkdir()
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: still-teacher\nVersion: 0.0\n")
+    script = "from rpd_jax import registry; print(registry.names('rpd_jax.teachers'))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, tmp_path / "package", ROOT)))}
+    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100)
+    assert told.stdout.strip() == "('octo', 'openvla', 'still')", told.stderr
