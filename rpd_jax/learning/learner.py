@@ -50,7 +50,6 @@ class _Sources:
     replay: Replay | None
     fresh: Labelled | None  # the rollout's own part of the replay
     coefficients: Coefficients
-    begun: LearnerState  # the state to go back to
 
 
 @struct.dataclass
@@ -271,26 +270,26 @@ class Learner:
 
         nonfinite = sharding.max_of_devices(_first_nonfinite_input(rollout), self._axis)
         progress = _Progress(state.params, state.opt_state, nonfinite > 0, nonfinite)
-        sources = _Sources(samples, replay, self._fresh(samples, replay), coefficients, state)
+        sources = _Sources(samples, replay, self._fresh(samples, replay), coefficients)
         progress, (terms, looked_at, stepped) = jax.lax.scan(
             partial(self._step, sources), progress, (indices, epochs, jax.random.split(step_key, num_steps))
         )
 
         metrics = {name: _mean_where(looked_at, term) for name, term in terms.items()}
-        metrics["optimizer_steps"] = jnp.sum(stepped)
+        metrics["optimizer_steps"] = jnp.sum(stepped, dtype=jnp.int32)
         metrics["nonfinite"] = progress.nonfinite
         metrics["target_kl_stop"] = (progress.stopped & (progress.nonfinite == 0)).astype(jnp.float32)
         metrics |= self._rollout_metrics(samples, valid)
         if per_minibatch:
             metrics["minibatches"] = terms
-        good = progress.nonfinite == 0
         improved = LearnerState(
             params=progress.params,
             opt_state=progress.opt_state,
-            updates=state.updates + good,
-            optimizer_steps=state.optimizer_steps + good * metrics["optimizer_steps"],
+            updates=state.updates + 1,
+            optimizer_steps=state.optimizer_steps + metrics["optimizer_steps"],
         )
-        return improved, metrics
+        # A number that was not finite undoes all steps before it.
+        return jax.lax.cond(progress.nonfinite == 0, lambda: improved, lambda: state), metrics
 
     def _fresh(self, samples, replay):
         """What the rollout will add to the replay."""
@@ -328,14 +327,8 @@ class Learner:
             rate = sources.coefficients.learning_rate
             return jax.tree.map(lambda p, u: p - rate * u, progress.params, updates), opt_state
 
-        def stay():
-            return progress.params, progress.opt_state
-
-        def undo():
-            return sources.begun.params, sources.begun.opt_state
-
-        params, opt_state = jax.lax.switch(jnp.where(nonfinite > 0, 2, exceeded), (step, stay, undo))
         stopped = exceeded | (nonfinite > 0)
+        params, opt_state = jax.lax.cond(stopped, lambda: (progress.params, progress.opt_state), step)
         return _Progress(params, opt_state, stopped, jnp.maximum(progress.nonfinite, nonfinite)), terms
 
     def _draw(self, sources, indices, epoch, key):
