@@ -7,10 +7,10 @@ import pytest
 from configs import push_cube_sparse
 from rpd_jax import settings
 from rpd_jax.errors import UserError
-from rpd_jax.learning.learner import Learner
+from rpd_jax.learning.learner import FINITE_TERMS, Learner
 from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.student.networks import ActorCritic
-from rpd_jax.trainer import train
+from rpd_jax.trainer import mend_of, train
 
 ENVS, STEPS = 2, 8
 STATE_DIM = 35  # of PushCube-v1
@@ -46,9 +46,18 @@ def make_config():
     return config
 
 
+def test_the_mend_fits_the_cause():
+    """A lower learning rate mends neither the rewards of a task nor the labels of a teacher."""
+    others = {term for term in FINITE_TERMS if "learning_rate" not in mend_of(term, "rpd_mse")}
+    assert others == {"rewards", "teacher_actions"}
+    assert "rewards" in mend_of("rewards", "ppd") and "checkpoint" in mend_of("teacher_actions", "ppd")
+    spread = {term for term in FINITE_TERMS if "std_floor" in mend_of(term, "ppd")}
+    assert spread == {"distill_loss", "replay_loss"}
+
+
 @pytest.mark.slow
 def test_state_and_replay_are_those_before_the_iteration(tmp_path):
-    with pytest.raises(UserError, match="distill_loss was not finite in iteration 0"):
+    with pytest.raises(UserError, match=r"distill_loss was not finite in iteration 0.*: lower ppo\.learning_rate"):
         train(make_config(), tmp_path)
     config = settings.resolve(make_config())
     learner = Learner(ActorCritic.from_config(config.student), config)
