@@ -72,6 +72,7 @@ def measure_teacher(
         config.eval.video_episodes,
         check_stop,
     )
-    write_video(workdir / "videos" / "teacher.mp4", episodes.videos)
+    if episodes.videos:
+        write_video(workdir / "videos" / "teacher.mp4", episodes.videos)
     write_json(path, episodes.summary())
     return episodes.summary()

@@ -10,8 +10,9 @@ import pytest
 from configs import default
 from rpd_jax import settings
 from rpd_jax.acting import collect
-from rpd_jax.acting.evaluation import evaluate_student
+from rpd_jax.acting.evaluation import evaluate_student, measure_teacher
 from rpd_jax.acting.stage import Stage, iteration_keys
+from rpd_jax.run.records import read_teacher
 from rpd_jax.run.stages import StageClock
 
 KEY = jax.random.key(0)
@@ -68,16 +69,30 @@ def test_an_evaluation_draws_for_its_video_alone(blind, tmp_path):
     assert blind.envs.drawing and (tmp_path / "videos" / "student.png").exists()
 
 
-@pytest.mark.slow
-def test_labels_are_drawn_for_and_no_longer_where_nothing_weighs_them():
+@pytest.fixture(scope="module")
+def taught():
+    """A stage whose teacher looks at what its student does not see."""
     with contextlib.ExitStack() as stack:
-        stage = Stage.open(config(), stack)
-        state, keys = stage.fresh_state(KEY), iteration_keys(KEY, 0)
-        position = collect.start(stage.envs, 7, stage.draws(True))
-        rollout, position, _ = stage.collect(state, position, STEPS, keys, True, StageClock())
-        assert rollout.rgb is not None and rollout.teacher_actions is not None
-        rollout, position, _ = stage.collect(state, position, STEPS, keys, False, StageClock())
-        assert rollout.rgb is None and rollout.teacher_actions is None
-        # And on again in the middle of an episode.
-        rollout, _, _ = stage.collect(state, position, STEPS, keys, True, StageClock())
-        assert rollout.rgb is not None and rollout.rgb[0].std() > 0
+        yield Stage.open(config(**{"teacher.eval_episodes": 2}), stack)
+
+
+@pytest.mark.slow
+def test_labels_are_drawn_for_and_no_longer_where_nothing_weighs_them(taught):
+    state, keys = taught.fresh_state(KEY), iteration_keys(KEY, 0)
+    position = collect.start(taught.envs, 7, taught.draws(True))
+    rollout, position, _ = taught.collect(state, position, STEPS, keys, True, StageClock())
+    assert rollout.rgb is not None and rollout.teacher_actions is not None
+    rollout, position, _ = taught.collect(state, position, STEPS, keys, False, StageClock())
+    assert rollout.rgb is None and rollout.teacher_actions is None
+    # And on again in the middle of an episode.
+    rollout, _, _ = taught.collect(state, position, STEPS, keys, True, StageClock())
+    assert rollout.rgb is not None and rollout.rgb[0].std() > 0
+
+
+@pytest.mark.slow
+def test_a_teacher_is_measured_without_a_video_too(taught, tmp_path):
+    """eval.video_episodes=0: nothing is filmed, but the teacher needs its frames."""
+    taught.envs.set_drawing(False)
+    measured = measure_teacher(taught, tmp_path, lambda text: None, lambda: None)
+    assert measured["episodes"] == 2 and read_teacher(tmp_path / "teacher.json") == measured
+    assert not (tmp_path / "videos").exists()
