@@ -10,6 +10,7 @@ import numpy as np
 
 from rpd_jax.errors import UserError
 
+CONTROL_MODE = "pd_ee_delta_pose"
 ACTION_DIM = 7
 # What the gripper's number may mean -> (scale, shift) that turn it into the environment's.
 GRIPPERS = {
@@ -29,7 +30,7 @@ def check_action_dim(dims: int, who: str) -> None:
     if dims != ACTION_DIM:
         raise UserError(
             f"{who} gives actions of {dims} number{'s' * (dims != 1)}; the environment takes {ACTION_DIM} "
-            "(pd_ee_delta_pose: translation, rotation, gripper), so it cannot be a teacher."
+            f"({CONTROL_MODE}: translation, rotation, gripper), so it cannot be a teacher."
         )
 
 

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     listen()
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from rpd_jax.acting.stage import Stage, iteration_keys
 from rpd_jax.command.line import read_config, run_command
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.learning.learner import Learner
+from rpd_jax.workers.cost import cpu_seconds
 
 STAGES = ("simulate+render", "student acts", "label", "update")
 _BUSY = 0.7  # of the cores that could work: from here on a stage is bound by them
@@ -77,21 +79,12 @@ class StageTimes:
         self.processor[name] += self._processor_seconds() - start[1]
 
     def cores(self, name: str) -> float:
-        """Cores that were busy in a stage; the student acts within that of the environments."""
+        """Cores that were busy in a stage, NaN where /proc does not tell; the student acts within the environments'."""
         seconds = self.clock[name] + (self.clock["student acts"] if name == "simulate+render" else 0.0)
         return self.processor[name] / seconds if seconds else 0.0
 
     def _processor_seconds(self) -> float:
-        return time.process_time() + sum(map(_processor_seconds_of, self._pids))
-
-
-def _processor_seconds_of(pid: int) -> float:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return time.process_time() + sum(map(cpu_seconds, self._pids))
 
 
 def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
@@ -158,6 +151,8 @@ def bound(config: ConfigDict, times: StageTimes, matmul_share: float) -> str:
     usable = min(cores, config.env.workers or cores, config.env.num_envs) if name == "simulate+render" else cores
     if not on_cpu:
         cause = "the accelerator"
+    elif math.isnan(busy):
+        cause = "arithmetic or waiting: this machine does not tell what its processors did"
     elif busy >= _BUSY * usable:
         cause = f"arithmetic: it keeps {busy:.1f} of {usable} cores busy"
     elif name == "update" and matmul_share >= 0.5:

@@ -7,9 +7,11 @@ docs/extending.md shows one of each.
 import difflib
 import functools
 from importlib import metadata
-from typing import Any
+from typing import TypeVar
 
 from rpd_jax.errors import UserError
+
+_Kind = TypeVar("_Kind")
 
 
 @functools.cache
@@ -19,28 +21,34 @@ def names(group: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def load(group: str, name: str) -> Any:
-    """What a package offers under a name.
+def load(group: str, name: str, kind: type[_Kind]) -> _Kind:
+    """What a package offers under a name, which must be of a kind.
 
     Raises:
-        UserError: nobody offers it, two packages do, or the one that does cannot be imported.
+        UserError: nobody offers it, two packages do, or the one that does cannot be imported or offers something else.
     """
-    found = [(package, entry) for package, entry in _entries(group) if entry.name == name]
-    if not found:
+    offers = [(package, entry) for package, entry in _entries(group) if entry.name == name]
+    if not offers:
         close = difflib.get_close_matches(name, names(group), n=1)
         mend = f"did you mean {close[0]!r}?" if close else "install the package that offers it."
         known = ", ".join(names(group)) or "none"
         raise UserError(f"No installed package offers {name!r} as one of {group} (there are: {known}): {mend}")
-    packages = sorted({package for package, _ in found})
+    packages = sorted({package for package, _ in offers})
     if len(packages) > 1:
         raise UserError(f"{name!r} of {group} is offered by {' and '.join(packages)}: uninstall all but one of them.")
-    entry = found[0][1]
+    entry = offers[0][1]
     try:
-        return entry.load()
+        found = entry.load()
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"{name!r} of {group} cannot be loaded from {packages[0]} ({entry.value}: {error}): mend that package."
         ) from error
+    if not isinstance(found, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise UserError(
+            f"{name!r} of {group} is {found!r} and not {article} {kind.__name__}: mend the package that offers it."
+        )
+    return found
 
 
 @functools.cache

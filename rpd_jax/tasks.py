@@ -66,8 +66,8 @@ def find_task(env_id: str, asked_by: str = "env.task") -> Task:
     if env_id not in names:
         nearest = difflib.get_close_matches(env_id, names, n=1, cutoff=0.0)[0]
         raise UserError(f"{asked_by}={env_id!r} is not one of the tasks {', '.join(names)}: did you mean {nearest!r}?")
-    task = registry.load(GROUP, env_id)
-    if not isinstance(task, Task) or task.env_id != env_id:
+    task = registry.load(GROUP, env_id, Task)
+    if task.env_id != env_id:
         raise UserError(
             f"{env_id!r} of {GROUP} is {task!r} and not the Task of that name: mend the package that offers it."
         )

@@ -67,9 +67,9 @@ def load_teacher(config: ConfigDict) -> Teacher:
         config: the resolved training config; reads `teacher`.
 
     Raises:
-        UserError: unknown name, or a checkpoint that is missing or broken.
+        UserError: unknown name, a package that offers no function, or a checkpoint that is missing or broken.
     """
-    return registry.load(GROUP, config.teacher.name)(config)
+    return registry.load(GROUP, config.teacher.name, Callable)(config)
 
 
 def teacher_names() -> tuple[str, ...]:

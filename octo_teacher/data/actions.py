@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rpd_jax.action_convention import ACTION_DIM, gripper_to_environment
+from rpd_jax.action_convention import ACTION_DIM, CONTROL_MODE, gripper_to_environment
 from rpd_jax.errors import UserError
 
-CONTROL_MODE = "pd_ee_delta_pose"
 GRIPPERS = ("", "as_is", "one_is_open", "zero_is_open")
 _JOINTS = ("joint", "motor", "shoulder", "elbow", "waist", "wrist", "forearm", "main_", "left_", "right_")
 

@@ -21,6 +21,11 @@ class Reason(enum.Enum):
     PADDING = "have padding instead of frames of a camera", "config.cameras chooses another one"
 
 
+def kept(only_successful: bool) -> tuple[Reason, ...]:
+    """The reasons that leave nothing out under the setting config.only_successful."""
+    return () if only_successful else (Reason.FAILED, Reason.OVERLONG)
+
+
 class Tally:
     """Counts the episodes of one dataset that are read and those that are left out.
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rpd_jax.errors import UserError
-from rpd_jax.run.json_file import field, objects, parse_object, read_object
+from rpd_jax.run.json_file import field, objects, parse_object, read_bytes, read_object
 
 _PLACE = re.compile(r"\{(\w+)(?::0?(\d{0,2})d)?\}")
 # What pyarrow raises where a file is damaged.
@@ -279,10 +279,5 @@ def _splits(splits: Mapping[str, Any], path: Path) -> dict[str, tuple[int, int]]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the dataset was not fully copied.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    text = read_bytes(path, "the dataset was not fully copied")
     return [parse_object(line, path) for line in text.splitlines() if line.strip()]

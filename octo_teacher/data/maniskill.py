@@ -6,9 +6,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from octo_teacher.data.actions import ACTION_DIM, CONTROL_MODE, ActionMeaning, checked_actions
+from octo_teacher.data.actions import ActionMeaning, checked_actions
 from octo_teacher.data.episodes import Demo
-from octo_teacher.data.left_out import Reason, Tally
+from octo_teacher.data.left_out import Reason, Tally, kept
 from octo_teacher.data.maniskill_files import (
     CAMERA,
     Header,
@@ -21,6 +21,7 @@ from octo_teacher.data.maniskill_files import (
     trajectory_names,
 )
 from octo_teacher.data.splits import chosen, select
+from rpd_jax.action_convention import ACTION_DIM, CONTROL_MODE
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import find_task, task_names
 
@@ -52,7 +53,7 @@ def read_maniskill(
         UserError: a missing or malformed file, with its name and the key, or another control mode.
     """
     path = Path(path)
-    tally = tally or Tally(keep=() if only_successful else (Reason.FAILED, Reason.OVERLONG))
+    tally = tally or Tally(keep=kept(only_successful))
     header = read_header(path)
     with open_h5(path) as file:
         with damage_named(path):

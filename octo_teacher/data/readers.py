@@ -6,7 +6,7 @@ from pathlib import Path
 from octo_teacher.data.actions import ActionMeaning
 from octo_teacher.data.demo_format import DemoFormat
 from octo_teacher.data.episodes import Demo
-from octo_teacher.data.left_out import Reason, Tally
+from octo_teacher.data.left_out import Tally, kept
 from octo_teacher.data.lerobot import lerobot_meaning, read_lerobot
 from octo_teacher.data.maniskill import maniskill_meaning, read_maniskill
 from octo_teacher.data.rlds import find_rlds, read_rlds, rlds_meaning, several, versions_below
@@ -91,11 +91,6 @@ def read_demos(
     return known.read(path, cameras, instruction=instruction, split=split, tally=tally)
 
 
-def kept(only_successful: bool) -> tuple[Reason, ...]:
-    """The reasons that leave nothing out under the setting config.only_successful."""
-    return () if only_successful else (Reason.FAILED, Reason.OVERLONG)
-
-
 def action_meaning(path: Path) -> ActionMeaning:
     """What the metadata of a dataset of any known format says of its actions."""
     return _formats()[format_of(path)].action_meaning(path)
@@ -117,8 +112,5 @@ def _others_below(path: Path) -> list[Path]:
 
 def _formats() -> dict[str, DemoFormat]:
     """All formats by name, ours first."""
-    others = {name: registry.load(GROUP, name) for name in registry.names(GROUP) if name not in FORMATS}
-    for name, other in others.items():
-        if not isinstance(other, DemoFormat):
-            raise UserError(f"{name!r} of {GROUP} is {other!r} and not a DemoFormat: mend the package that offers it.")
-    return FORMATS | others
+    others = [name for name in registry.names(GROUP) if name not in FORMATS]
+    return FORMATS | {name: registry.load(GROUP, name, DemoFormat) for name in others}

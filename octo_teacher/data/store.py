@@ -24,8 +24,8 @@ from PIL import Image
 
 from octo_teacher.data.actions import choose_gripper, convert_gripper
 from octo_teacher.data.episodes import Demo
-from octo_teacher.data.left_out import Tally
-from octo_teacher.data.readers import action_meaning, kept, read_demos, source_files
+from octo_teacher.data.left_out import Tally, kept
+from octo_teacher.data.readers import action_meaning, read_demos, source_files
 from rpd_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from octo_teacher.data.maniskill_files import (
     read_json,
     trajectory_names,
 )
-from octo_teacher.demos.whole_files import h5_in_memory, reserve, room_needed, sync, write_whole
+from octo_teacher.demos.room_on_disk import h5_in_memory, reserve, room_needed
 from rpd_jax.errors import UserError
+from rpd_jax.run.whole_file import sync, write_whole
 
 
 @dataclasses.dataclass(frozen=True)

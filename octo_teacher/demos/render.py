@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from octo_teacher.data.actions import CONTROL_MODE, checked_actions
+from octo_teacher.data.actions import checked_actions
 from octo_teacher.data.maniskill import convert_control_mode
 from octo_teacher.data.maniskill_files import (
     Header,
@@ -31,6 +31,7 @@ from octo_teacher.data.maniskill_files import (
 from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.parallel import in_order
 from octo_teacher.demos.record import merged_at_the_end, to_rgb
+from rpd_jax.action_convention import CONTROL_MODE
 from rpd_jax.errors import UserError
 from rpd_jax.run.json_file import field
 from rpd_jax.tasks import task_names

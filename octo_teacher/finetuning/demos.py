@@ -8,12 +8,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.progress import Progress, TextColumn
 
-from octo_teacher.data.actions import CONTROL_MODE, why_not_ours
+from octo_teacher.data.actions import why_not_ours
 from octo_teacher.data.episodes import Demo
 from octo_teacher.data.readers import action_meaning
 from octo_teacher.data.store import load_demos
 from octo_teacher.octo_model import OctoModel
 from octo_teacher.teacher import OctoTeacher
+from rpd_jax.action_convention import CONTROL_MODE
 from rpd_jax.errors import UserError
 from rpd_jax.run.console import Console
 

@@ -65,6 +65,9 @@ def run_episodes(
         video_episodes: environments whose first episode's frames are kept.
         check_stop: called once per step; may raise to leave early.
         on_step: called after each step with the number of episodes that have ended.
+
+    Raises:
+        UserError: an action is not finite.
     """
     quota = math.ceil(num_episodes / envs.num_envs)
     counts = np.zeros(envs.num_envs, int)

@@ -1,7 +1,6 @@
 """How every command of the project starts and ends: flags in, one clear sentence out when something is wrong."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rpd_jax.command.flag_kinds import with_underscores
 from rpd_jax.command.help_text import HELP_FLAGS, short_usage
 from rpd_jax.command.wrong_flags import explain, explain_config_files, explain_leftover, shortened
 from rpd_jax.errors import UserError, no_room
+from rpd_jax.run.closed_pipe import forget_output
 from rpd_jax.run.stop import STOPPED_STATUS, Interrupted, listen
 
 # As a shell reports a program that SIGPIPE ended: `... | head` has seen enough.
@@ -71,23 +71,15 @@ def _sentences_not_traces() -> Iterator[None]:
             raise
         _refuse(sentence)
     except BrokenPipeError:
-        _forget_output()
+        forget_output(sys.stdout)
         sys.exit(_CLOSED_PIPE_STATUS)
     except OSError as error:
         cause = no_room(error)
         if cause is None:
             raise
-        _forget_output()
+        forget_output(sys.stdout)
         place = f"{error.filename} could not be written" if error.filename else "Something could not be written"
         _refuse(f"{place} ({cause}): make room there and run the same command again.")
-
-
-def _forget_output() -> None:
-    """What the standard output did not take is dropped, or Python would try once more at its end, and complain."""
-    with contextlib.suppress(OSError, ValueError):  # a test's own output has no descriptor
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def read_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:

@@ -13,12 +13,12 @@ from mani_skill.sensors.camera import CameraConfig, parse_camera_configs
 from mani_skill.utils import sapien_utils
 from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
 
+from rpd_jax.action_convention import CONTROL_MODE
 from rpd_jax.envs.mesh_detail import reduce_mesh_detail
 from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import Task
 
-CONTROL_MODE = "pd_ee_delta_pose"
 CAMERA_NAME = "human_camera"
 
 # ManiSkill's own transform drops alpha and so gives a strided view, which JAX refuses over DLPack.

@@ -53,6 +53,7 @@ class ManiSkillEnv:
         self._env = ManiSkillVectorEnv(env, ignore_terminations=ignore_terminations, record_metrics=True)
         self._device = env.unwrapped.device
         self.state_dim = env.unwrapped.single_observation_space["state"].shape[0]
+        self._rgb: jax.Array | None = None  # the latest frames, None where none were drawn
         self._state = jnp.zeros((num_envs, self.state_dim), jnp.float32)
         self._valid = jnp.ones(num_envs, bool)
 
@@ -63,31 +64,32 @@ class ManiSkillEnv:
 
     def set_drawing(self, on: bool) -> jax.Array | None:
         """Draws frames from now on, or none; returns those of this moment, uint8 [N, H, W, 3], or None."""
-        self.drawing = on
-        rgb, self._state = _observed(set_drawing(self._env, on))
-        return rgb
+        if on != self.drawing:
+            self.drawing = on
+            self._rgb, self._state = _observed(set_drawing(self._env, on))
+        return self._rgb
 
     def reset(self, seed: int) -> jax.Array | None:
         """Starts an episode everywhere; returns frames uint8 [N, H, W, 3], or None where none are drawn."""
         # With several environments ManiSkill draws the later episodes from PyTorch's global generators.
         torch.manual_seed(episode_seed(seed, self.num_envs))
         obs, _ = self._env.reset(seed=[episode_seed(seed, index) for index in range(self.num_envs)])
-        rgb, self._state = _observed(obs)
-        return rgb
+        self._rgb, self._state = _observed(obs)
+        return self._rgb
 
     def step(self, actions: jax.Array) -> Step:
         """Applies actions, float32 [N, 7], for one control step; ended episodes restart within it."""
         actions = jnp.clip(jnp.asarray(actions, jnp.float32), -1.0, 1.0).block_until_ready()
         obs, reward, terminated, truncated, info = self._env.step(torch.from_dlpack(actions).to(self._device))
-        rgb, self._state = _observed(obs)
-        final_rgb, final_state = rgb, self._state
+        self._rgb, self._state = _observed(obs)
+        final_rgb, final_state = self._rgb, self._state
         last_info = info
         if "final_info" in info:
             final_rgb, final_state = _observed(info["final_observation"])
             last_info = info["final_info"]
         episode = last_info["episode"]
         return Step(
-            rgb=rgb,
+            rgb=self._rgb,
             reward=_to_jax(reward.float()),
             terminated=_to_jax(terminated),
             truncated=_to_jax(truncated),

@@ -70,10 +70,7 @@ class ExportedPolicy:
         except Exception as error:  # many types for one thing: not a program that this JAX can read
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{file} is of another JAX ({cause}): export the run again.") from error
-        inputs = [
-            (tuple(entry["shape"][1:]), entry["dtype"])
-            for entry in (self.description["inputs"][name] for name in self.description["inputs"])
-        ]
+        inputs = [(tuple(entry["shape"][1:]), entry["dtype"]) for entry in self.description["inputs"].values()]
         if inputs != [(tuple(aval.shape[1:]), str(aval.dtype)) for aval in exported.in_avals]:
             raise UserError(f"{file} takes other inputs than policy.json says: export the run again.")
         self._call = jax.jit(exported.call)

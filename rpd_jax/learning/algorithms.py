@@ -66,7 +66,4 @@ def find_algorithm(name: str) -> Algorithm:
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise UserError(f"algorithm={name!r} is not one of {', '.join(names)}: did you mean {close!r}?")
-    found = registry.load(GROUP, name)
-    if not isinstance(found, Algorithm):
-        raise UserError(f"{name!r} of {GROUP} is {found!r} and not an Algorithm: mend the package that offers it.")
-    return found
+    return registry.load(GROUP, name, Algorithm)

@@ -1,7 +1,6 @@
 """What a run prints: sentences, tables, progress."""
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -9,6 +8,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rpd_jax.run.closed_pipe import forget_output
 from rpd_jax.run.stop import Interrupted
 
 
@@ -63,9 +63,7 @@ class _RichConsole(RichConsole):
     def on_broken_pipe(self) -> None:
         """Nobody reads any more: the run is to save and end, and to say nothing more."""
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
+        forget_output(self.file)
         raise Interrupted("closed pipe")
 
 

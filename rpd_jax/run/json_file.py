@@ -41,13 +41,17 @@ def read_object(path: Path, missing: str, mend: str = "copy it again") -> dict[s
     Raises:
         UserError: it is missing, cannot be read, or holds something else.
     """
+    return parse_object(read_bytes(path, missing), path, mend)
+
+
+def read_bytes(path: Path, missing: str) -> bytes:
+    """What a file holds; raises UserError if it cannot be read or, with `missing` as its end, is not there."""
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {missing}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    return parse_object(text, path, mend)
 
 
 def field(

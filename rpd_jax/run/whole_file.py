@@ -1,6 +1,7 @@
 """Files that are whole or not there: a kill or a full disk leaves what was there before."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -11,16 +12,27 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields another name beside `path`, with its ending, to write to; it becomes `path` if the `with` block ends well.
 
-    The folder is made if missing.
+    What was written is on the disk by then. The folder is made if missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         yield scratch
+        sync(scratch)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file is on the disk; raises OSError if there was no room after all."""
+    with path.open("rb") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot wait
+                raise
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:

@@ -1,7 +1,6 @@
 """What train.py prints: settings, estimate, progress, where the time went, results."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rpd_jax.run.console import Console, RunProgress, duration
+from rpd_jax.run.records import read_rows
 from rpd_jax.training_run.fields import STAGES
 
 
@@ -37,8 +37,11 @@ class TrainingConsole(Console):
         """Prints the mean seconds per iteration of each stage, from a run's metrics.jsonl.
 
         The first iteration is left out where there are more: it holds the compilation.
+
+        Raises:
+            UserError: a line of it holds something else than numbers.
         """
-        rows = [json.loads(line) for line in metrics_path.read_text().splitlines()]
+        rows = read_rows(metrics_path)
         rows = rows[1:] or rows
         seconds = {stage: np.mean([row.get(f"time/{stage}", 0.0) for row in rows]) for stage in STAGES}
         self.time_split(seconds, np.mean([row["time/total"] for row in rows]), "s / iteration", 2)

@@ -1,10 +1,10 @@
-"""Files that are written whole or not at all, also where a disk is full or the process is stopped."""
+"""What demos need of a disk: room, asked for before HDF5 could meet a full one."""
 
 import errno
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -23,19 +23,6 @@ def room_needed(path: Path, kept: str) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); {kept}: {mend}, and the same command goes on."
         ) from None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under another name, and moves it to its own once it is on the disk."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -61,9 +48,3 @@ def reserve(path: Path, size: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without reservations
                 raise
-
-
-def sync(path: Path) -> None:
-    """Waits until a file is on the disk."""
-    with path.open("rb") as file, suppress(OSError):
-        os.fsync(file.fileno())
