@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup train test lint docs openvla-env
+.PHONY: setup train test lint docs openvla-env openpi-env
 
 # Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
@@ -30,7 +30,7 @@ train: $(VENV)/.train-ready
 	$(BIN)/python train.py --config=$(CONFIG) $(ARGS)
 
 # Two at a time: most tests keep one core busy. The tests of one file share what they build.
-test: setup
+test: setup openpi-env
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: setup
@@ -43,6 +43,15 @@ openvla-env:
 	.venv-openvla/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-openvla/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement openvla_bridge/requirements.txt
 	.venv-openvla/bin/python -c 'import openvla_bridge.model.policy'
+
+# What the tests of policy servers speak with: openpi's own server and client, which pin numpy < 2.
+openpi-env: .venv-openpi/.ready
+
+PEERS := tests/rpd_jax/policy_server/openpi_requirements.txt
+.venv-openpi/.ready: $(PEERS)
+	$(PYTHON) -m venv .venv-openpi
+	.venv-openpi/bin/pip install --quiet --disable-pip-version-check --requirement $(PEERS)
+	@touch $@
 
 # The documentation as a site that needs no network: build/site/index.html
 docs: setup

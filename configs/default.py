@@ -55,8 +55,17 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.devices = ("auto",)  # openvla: one worker for each, such as ("cuda:0", "cuda:1"); auto: the GPU, or "cpu"
     c.teacher.temperature = 0.0  # openvla: of sampled actions; 0: the most likely action
     c.teacher.batch_size = 32  # openvla: frames that go through the model at a time
-    c.teacher.start_timeout = 1800.0  # openvla: seconds without news from a starting worker
-    c.teacher.request_timeout = 600.0  # openvla: seconds until a batch of frames counts as hung
+    c.teacher.start_timeout = 1800.0  # openvla: seconds without news from a starting worker; openpi: without a server
+    c.teacher.request_timeout = 600.0  # seconds; openvla: until a batch counts as hung, openpi: a frame is asked again
+    c.teacher.address = ""  # openpi: ws://host:8000 of the policy server, or wss://; several with commas
+    c.teacher.connections = 4  # openpi: to each address, each with one frame on its way
+    c.teacher.api_key_file = ""  # openpi: file that holds the key; empty: the variable RPD_POLICY_API_KEY, or none
+    c.teacher.observation = ConfigDict()
+    c.teacher.observation.image = "observation/image"  # openpi: the policy's name of the frame
+    c.teacher.observation.prompt = "prompt"  # openpi: the policy's name of the instruction; empty: it gets none
+    c.teacher.action_key = "actions"  # openpi: the policy's name of its actions
+    c.teacher.resize = ()  # openpi: (height, width) of the frames that are sent, px; (): as they are rendered
+    c.teacher.letterbox = True  # openpi: where they are resized, keep proportions, on black; False: stretch
     c.teacher.eval_episodes = config_dict.placeholder(
         int
     )  # episodes that measure the teacher's success before training; 0: none

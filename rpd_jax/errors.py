@@ -12,9 +12,17 @@ class UserError(Exception):
 
     The message is one sentence that names the cause and the mend. Entry points print it without
     a stack trace and exit with `status`.
+
+    Args:
+        message: the sentence.
+        details: what somebody else's program said at length; the run directory keeps it.
     """
 
     status = 2
+
+    def __init__(self, message: str, details: str = ""):
+        super().__init__(message)
+        self.details = details
 
 
 def out_of_memory(error: BaseException) -> bool:

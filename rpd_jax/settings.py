@@ -4,6 +4,7 @@
 devices.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 
@@ -23,6 +24,7 @@ from rpd_jax.command.checks import (
     one_of,
     several,
     text,
+    text_like,
     whole,
 )
 from rpd_jax.command.wrong_flags import fields
@@ -36,9 +38,16 @@ from rpd_jax.teachers import teacher_names
 _LONGEST_WAIT = 10**6  # seconds; the operating system counts milliseconds in 31 bits
 _OFFSET = several(number(-100.0, 100.0), "must be three numbers (metres), such as (0.0, 0.2, 0.0).", length=3)
 _DEVICES = several(text(empty=False), "must name one device or more, such as ('cuda:0', 'cuda:1').")
+_ADDRESS = text_like(
+    r"(wss?://[^\s,/@]+(/[^\s,]*)?(,\s*(?=\w)|$))*",
+    "must be ws://host:port or wss://host:port of a policy server, several with commas between.",
+)
+_SIZE = several(whole(1, 4096), "must be () or height and width, 1 to 4096 pixels, such as (224, 224).", length=2)
+_RESIZE = dataclasses.replace(_SIZE, allows=lambda value: len(value) == 0 or _SIZE.allows(value))
 _COEFFICIENT = number(0, 10**6)
 # Whose fields are below; the teacher of another package may have fields of its own.
-_OUR_TEACHERS = ("octo", "openvla")
+_OUR_TEACHERS = ("octo", "openvla", "openpi")
+_OF_CHECKPOINTS = ("octo", "openvla")
 # Whose checkpoints the profiles name.
 _PROFILES_TEACHER = "octo"
 # Less is lost beside 1 in float32.
@@ -82,6 +91,14 @@ SETTINGS: dict[str, Check] = {
     "teacher.batch_size": whole(1, 65_536),
     "teacher.start_timeout": number(above=0, high=_LONGEST_WAIT),
     "teacher.request_timeout": number(above=0, high=_LONGEST_WAIT),
+    "teacher.address": _ADDRESS,
+    "teacher.connections": whole(1, 1024),
+    "teacher.api_key_file": text(),
+    "teacher.observation.image": text(empty=False),
+    "teacher.observation.prompt": text(),
+    "teacher.action_key": text(empty=False),
+    "teacher.resize": _RESIZE,
+    "teacher.letterbox": flag(),
     "teacher.eval_episodes": whole(0, 10**6),
     "ppo.rollout_steps": whole(1, 10**6),
     "ppo.update_epochs": whole(1, 1000),
@@ -175,9 +192,18 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         "student.image_size={c.student.image_size}.",
     ),
     (
-        lambda c: c.teacher.name in _OUR_TEACHERS and c.teacher.checkpoint == "",
+        lambda c: c.teacher.name in _OF_CHECKPOINTS and c.teacher.checkpoint == "",
         "teacher.checkpoint='' names nothing: give a checkpoint's folder, hf://owner/name or the name of an embedded "
         "teacher, or leave it open.",
+    ),
+    (
+        lambda c: c.teacher.name == "openpi" and c.teacher.address == "",
+        "teacher.address='' names no policy server: give one, such as ws://127.0.0.1:8000.",
+    ),
+    (
+        lambda c: c.teacher.name == "openpi" and c.teacher.observation.image == c.teacher.observation.prompt,
+        "teacher.observation.image and teacher.observation.prompt must differ: both are "
+        "{c.teacher.observation.image!r}.",
     ),
     (
         lambda c: not find_algorithm(c.algorithm).reinforces and c.distill.coef == 0,
@@ -305,6 +331,8 @@ def _memory() -> float:
 
 def _teacher_has_own_hardware(config: ConfigDict) -> bool:
     """True if something of the teacher's hardware is idle while the environments step."""
+    if config.teacher.name == "openpi":
+        return True
     simulators = {"cpu"} if config.env.backend == "cpu" else {"cuda", "cuda:0"}
     default_device = "cuda" if has_cuda() else "cpu"
     return any((default_device if device == "auto" else device) not in simulators for device in config.teacher.devices)

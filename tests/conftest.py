@@ -75,6 +75,14 @@ def fill():
 
 
 @pytest.fixture(scope="session")
+def micro_octo(tmp_path_factory):
+    """Folder of an Octo with one layer of width 32 and one camera of 32x32 pixels, in the published layout."""
+    from micro_octo import write_micro_octo  # here, since few tests need JAX for it
+
+    return write_micro_octo(tmp_path_factory.mktemp("micro"))
+
+
+@pytest.fixture(scope="session")
 def bright_demos(tmp_path_factory):
     """Four episodes of six steps; their frames are bright where the action's x is positive, dark elsewhere."""
     path = tmp_path_factory.mktemp("demos") / "demos.h5"

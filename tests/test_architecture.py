@@ -26,7 +26,7 @@ FLOORS = {
         ("student",),
         ("command",),
         ("run",),
-        ("workers", "teachers"),
+        ("workers", "teachers", "policy_server"),
         ("tasks", "markdown", "action_convention"),
         ("registry",),
         ("errors",),

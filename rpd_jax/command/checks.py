@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ _LONGEST_TEXT = 4096  # of a path on Linux
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What one setting may be; made by `whole`, `number`, `flag`, `text`, `one_of` and `several`.
+    """What one setting may be; made by `whole`, `number`, `flag`, `text`, `text_like`, `one_of` and `several`.
 
     Attributes:
         kind: the type of its values in words, "a whole number".
@@ -92,6 +93,16 @@ def text(*, empty: bool = True, rule: str | None = None, or_none: bool = False) 
     content = "characters" if empty else "characters and not empty"
     rule = rule or f"must be a text of at most {_LONGEST_TEXT:,} {content}, without NUL and halves of surrogate pairs."
     return Check("a text", lambda value: isinstance(value, str), allows, rule, or_none=or_none)
+
+
+def text_like(pattern: str, rule: str) -> Check:
+    """A text that can be written to a file, and that a regular expression matches from end to end."""
+    plain = text()
+
+    def allows(value: str) -> bool:
+        return plain.allows(value) and re.fullmatch(pattern, value) is not None
+
+    return Check("a text", plain.is_kind, allows, rule)
 
 
 def one_of(*allowed: str) -> Check:

@@ -9,6 +9,9 @@ from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 from rpd_jax.run.stop import Interrupted
 
+# What another program said of its own failure, a policy server's traceback.
+_DETAILS = "error.txt"
+
 
 class Diverged(UserError):
     """The numbers of a run are no longer finite: its state is not worth saving, and a longer run would not mend it."""
@@ -86,6 +89,9 @@ def saved_at_an_early_end(
         if checkpoints.latest != done():
             save()
         cause = reason if isinstance(reason, Interrupted) else "Stopped by an error"
+        if isinstance(reason, UserError) and reason.details:
+            (workdir / _DETAILS).write_text(reason.details, encoding="utf-8")
+            say(f"All that was said about the error is in {workdir / _DETAILS}.")
         say(f"{cause}: saved after {unit} {done()}; the same command continues.")
         raise
     except OSError as error:

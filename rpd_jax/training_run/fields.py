@@ -11,7 +11,7 @@ STAGES = ("simulate+render", "label", "update", "evaluate", "checkpoint", "rest"
 FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
 FREE_FIELDS += ("log.wandb",)
 FREE_FIELDS += ("teacher.python", "teacher.devices", "teacher.start_timeout", "teacher.request_timeout")
-FREE_FIELDS += ("teacher.overlap",)
+FREE_FIELDS += ("teacher.overlap", "teacher.address", "teacher.connections", "teacher.api_key_file")
 _ADDED_FIELDS = {
     "student.precision": "float32",
     "teacher.refresh": "rollout",
@@ -21,6 +21,15 @@ _ADDED_FIELDS = {
     "teacher.gripper": "auto",
     "teacher.temperature": 0.0,
     "teacher.batch_size": 32,
+    "teacher.address": "",
+    "teacher.connections": 4,
+    "teacher.api_key_file": "",
+    "teacher.observation": {},  # the group, before its fields
+    "teacher.observation.image": "observation/image",
+    "teacher.observation.prompt": "prompt",
+    "teacher.action_key": "actions",
+    "teacher.resize": [],
+    "teacher.letterbox": True,
 }
 TRAINING = RunKind(free=FREE_FIELDS, added=_ADDED_FIELDS)
 

@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).parent / "settings_fuzz.py"
 
 def test_random_settings_end_in_a_config_or_a_sentence():
     """In a process of its own: the flags are those of train.py."""
-    command = [sys.executable, SCRIPT, "100"]
+    command = [sys.executable, SCRIPT, "250"]
     outcome = subprocess.run(command, cwd=SCRIPT.parents[2], capture_output=True, text=True, timeout=500)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr[-5000:]
     config, command_line = outcome.stdout.splitlines()

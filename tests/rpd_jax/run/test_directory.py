@@ -1,10 +1,13 @@
+import functools
 import json
 
 import pytest
 from ml_collections import ConfigDict
 
+from configs import default
+from rpd_jax import settings
 from rpd_jax.errors import UserError
-from rpd_jax.run.directory import open_run
+from rpd_jax.run.directory import open_run, read_run_config
 from rpd_jax.run.lock import hold
 from rpd_jax.training_run.fields import TRAINING, default_workdir
 
@@ -39,6 +42,21 @@ def test_a_run_of_a_version_without_a_setting_continues_if_the_setting_is_left_a
     config.teacher.refresh = "epoch"
     with pytest.raises(UserError, match=r"teacher\.refresh: 'rollout' there, 'epoch' now"):
         open_run(tmp_path / "a", config, TRAINING)
+
+
+def test_what_a_run_of_before_lacks_is_filled_in_and_is_no_difference(tmp_path):
+    config = settings.resolve(default.get_config())
+    old = json.loads(config.to_json())
+    for name in TRAINING.added:
+        *parts, field = name.split(".")
+        group = functools.reduce(lambda part, key: part.get(key, {}), parts, old)
+        group.pop(field, None)
+    open_run(tmp_path / "run", config, TRAINING)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(old))
+    open_run(tmp_path / "run", config, TRAINING)
+    found = read_run_config(tmp_path / "run", TRAINING)
+    assert json.loads(found.to_json()) == json.loads(config.to_json())
+    settings.check(found)
 
 
 def test_a_directory_of_other_files_is_refused(tmp_path):

@@ -1,17 +1,16 @@
-"""A checkpoint so small that training it compiles in seconds, and demos to train it on."""
+"""An Octo so small that training it compiles in seconds."""
+
+from pathlib import Path
 
 import jax
-import pytest
 
 from octo_teacher.finetuning.octo_nano import ENCODER, TOKENIZER, TOKENS, write_text_files
 from octo_teacher.model.architectures import make_config, make_example_batch
 from octo_teacher.octo_model import OctoModel
 
 
-@pytest.fixture(scope="session")
-def micro_octo(tmp_path_factory):
-    """Folder of an Octo with one layer of width 32 and one camera of 32x32 pixels, in the published layout."""
-    folder = tmp_path_factory.mktemp("micro")
+def write_micro_octo(folder: Path) -> Path:
+    """Writes an Octo with one layer of width 32 and one camera of 32x32 pixels; returns its folder."""
     write_text_files(folder / "text")
     config = make_config(
         d=32,

@@ -1,0 +1,339 @@
+"""Requests spread over connections to policy servers, all of them busy, answers in the order of the requests.
+
+All state belongs to one thread with an event loop; the callers' thread hands requests over and waits.
+"""
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
+
+from rpd_jax.errors import UserError
+from rpd_jax.policy_server import wire
+from rpd_jax.policy_server.api_key import VARIABLE
+
+# A frame that so many connections in a row were late with, or were lost with, is not asked again.
+_TRIES = 4
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts to connect
+# Of HTTP: a proxy in front of a server that is about to come back.
+_FOR_NOW = (502, 503, 504)
+# With these codes our end closes a connection whose other end broke the rules (RFC 6455, section 7.4.1).
+_BROKEN_RULES = (1002, 1003, 1007)
+_TOO_BIG = 1009
+
+
+class Lost(Exception):
+    """A connection that may be made again; says why it is gone."""
+
+
+@dataclasses.dataclass(eq=False)
+class Batch:
+    """Requests that were given together.
+
+    Attributes:
+        encode: makes message number i.
+        take: is given i, the answer as it was decoded, and the address that it came from; may raise UserError.
+        unanswered: requests without an answer.
+        done: is set when there is none left, or fails.
+    """
+
+    encode: Callable[[int], bytes]
+    take: Callable[[int, Any, str], None]
+    unanswered: int
+    done: Future = dataclasses.field(default_factory=Future)
+
+
+@dataclasses.dataclass(eq=False)
+class _Request:
+    batch: Batch
+    index: int
+    late_at: list[str] = dataclasses.field(default_factory=list)
+    lost: int = 0
+
+
+class Connections:
+    """Connections to one server or more, made again when they are lost.
+
+    Attributes:
+        metadata: what each address said of itself at its first connection.
+
+    Args:
+        addresses: ws://host:port or wss://host:port.
+        each: connections to each address.
+        api_key: for the header `Authorization: Api-Key KEY`, or None.
+        start_timeout: seconds that a server is waited for, at the start and when it was lost.
+        request_timeout: seconds until a request is asked again, of another server where there is one.
+        say: is told what is waited for.
+
+    Raises:
+        UserError: a server was not there in time, or is none.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        each: int,
+        api_key: str | None,
+        start_timeout: float,
+        request_timeout: float,
+        say: Callable[[str], None],
+    ):
+        self._addresses = tuple(dict.fromkeys(addresses))
+        self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        self._start_timeout, self._request_timeout, self._say = start_timeout, request_timeout, say
+        self.metadata: dict[str, dict] = {}
+        self._greeted = Future()
+        self._waiting: deque[_Request] = deque()
+        self._batches: dict[int, Batch] = {}
+        self._connected = dict.fromkeys(self._addresses, 0)
+        self._told_lost: set[str] = set()
+        self._failure: UserError | None = None
+        self._loop = asyncio.new_event_loop()
+        self._news = asyncio.Condition()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="policy servers", daemon=True)
+        self._thread.start()
+        self._tasks: list[Future] = [
+            asyncio.run_coroutine_threadsafe(self._keep(address), self._loop)
+            for address in self._addresses
+            for _ in range(each)
+        ]
+        try:
+            self._greeted.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, batch: Batch) -> None:
+        """Hands over a batch; `batch.done` tells when it is answered, or fails with a UserError."""
+        asyncio.run_coroutine_threadsafe(self._queue(batch), self._loop)
+
+    def close(self) -> None:
+        """Closes the connections; batches without all answers fail."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _end(self) -> None:
+        await self._fail(UserError("This teacher was closed: load it again."))
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _queue(self, batch: Batch) -> None:
+        self._batches[id(batch)] = batch
+        if self._failure is not None:
+            await self._fail(self._failure)
+            return
+        self._waiting.extend(_Request(batch, index) for index in range(batch.unanswered))
+        await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def _fail(self, error: UserError) -> None:
+        """Everything that is waited for fails with the first error that there was."""
+        self._failure = self._failure or error
+        self._waiting.clear()
+        for batch in self._batches.values():
+            batch.done.set_exception(self._failure)
+        self._batches.clear()
+        if not self._greeted.done():
+            self._greeted.set_exception(self._failure)
+
+    async def _keep(self, address: str) -> None:
+        """One connection, made again and again; ends where all of them are to end."""
+        try:
+            while self._failure is None:
+                socket = await self._connect(address)
+                self._connected[address] += 1
+                await self._tell()
+                try:
+                    while True:
+                        await self._exchange(socket, address, await self._next(address))
+                except Lost as loss:
+                    if address not in self._told_lost:
+                        self._told_lost.add(address)
+                        self._say(f"{address}: {loss}; connecting again.")
+                finally:
+                    self._connected[address] -= 1
+                    socket.transport.abort()
+                    await self._tell()
+        except UserError as error:
+            await self._fail(error)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # a mistake of ours must not leave the caller waiting
+            await self._fail(UserError(f"{address}: {type(error).__name__}: {error}."))
+            raise
+
+    async def _connect(self, address: str) -> ClientConnection:
+        """A connection whose server has introduced itself."""
+        deadline, pause, told = time.monotonic() + self._start_timeout, _FIRST_PAUSE, False
+        while True:
+            try:
+                return await self._greet(address, deadline)
+            except Lost as loss:
+                left = deadline - time.monotonic()
+                if left <= 0.0:
+                    raise UserError(
+                        f"{address}: {loss}, for teacher.start_timeout={self._start_timeout:g} seconds: start the "
+                        "policy server there, or mend teacher.address."
+                    ) from None
+                if not told and address not in self._told_lost:
+                    told = True
+                    self._told_lost.add(address)
+                    self._say(f"{address}: {loss}; waiting for it, {self._start_timeout:g} seconds at most.")
+                await asyncio.sleep(min(pause, left))
+                pause = min(2.0 * pause, _LONGEST_PAUSE)
+
+    async def _greet(self, address: str, deadline: float) -> ClientConnection:
+        """One attempt to connect; raises Lost where another one may succeed."""
+        socket = None
+        try:
+            async with asyncio.timeout_at(self._loop.time() + max(0.01, deadline - time.monotonic())):
+                # No pings: a server that computes in its event loop, as openpi's does, answers none meanwhile. And
+                # no proxy: these are machines nearby.
+                socket = await connect(
+                    address,
+                    additional_headers=self._headers,
+                    compression=None,
+                    max_size=wire.MAX_MESSAGE,
+                    open_timeout=None,
+                    ping_interval=None,
+                    proxy=None,
+                    close_timeout=1.0,
+                ).__aenter__()
+                metadata = _content(await socket.recv(), address)
+        except BaseException as error:
+            if socket is not None:
+                socket.transport.abort()
+            raise self._explained(error, address) from None
+        if not isinstance(metadata, dict):
+            socket.transport.abort()
+            raise UserError(
+                f"{address} introduces itself with a {type(metadata).__name__} instead of a map: it is no policy "
+                "server of openpi's protocol, so mend teacher.address."
+            )
+        self.metadata.setdefault(address, metadata)
+        self._told_lost.discard(address)
+        if len(self.metadata) == len(self._addresses) and not self._greeted.done():
+            self._greeted.set_result(None)
+        return socket
+
+    def _explained(self, error: BaseException, address: str) -> BaseException:
+        """What an error of a connection means: Lost, if another attempt may succeed, or a UserError."""
+        if isinstance(error, TimeoutError):
+            return Lost("it does not answer")
+        if isinstance(error, InvalidStatus):
+            status = error.response.status_code
+            if status in (401, 403):
+                return UserError(
+                    f"{address} refuses the API key (HTTP {status}): put the right one in the file that "
+                    f"teacher.api_key_file names, or in {VARIABLE}."
+                )
+            if status in _FOR_NOW:
+                return Lost(f"HTTP {status}")
+            return _no_policy_server(address, f"HTTP {status}")
+        if isinstance(error, ConnectionClosed):
+            code = error.sent.code if error.sent else None
+            if code == _TOO_BIG:
+                return UserError(
+                    f"{address} sent a message of more than {wire.MAX_MESSAGE >> 20} MiB, which no policy's answer is: "
+                    "mend teacher.address, or that server."
+                )
+            if code in _BROKEN_RULES:
+                return _no_policy_server(address, error.sent.reason or "no WebSocket")
+            return Lost("the connection was closed")
+        if isinstance(error, OSError) or (
+            isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError | ConnectionError)
+        ):
+            cause = error.strerror if isinstance(error, OSError) else None
+            return Lost((cause or str(error) or type(error).__name__).split("\n")[0])
+        if isinstance(error, InvalidHandshake | WebSocketException):
+            return _no_policy_server(address, str(error.__cause__ or error).split("\n")[0])
+        return error
+
+    async def _next(self, address: str) -> _Request:
+        """Takes the first request that this address may be asked; waits for one."""
+        async with self._news:
+            while True:
+                live = {name for name, count in self._connected.items() if count}
+                for request in self._waiting:
+                    if address not in request.late_at or live <= set(request.late_at):
+                        self._waiting.remove(request)
+                        return request
+                await self._news.wait()
+
+    async def _exchange(self, socket: ClientConnection, address: str, request: _Request) -> None:
+        """Asks one request; where the connection is lost instead of an answer, the request waits again."""
+        batch = request.batch
+        if id(batch) not in self._batches:
+            return
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                await socket.send(batch.encode(request.index))
+                answer = _content(await socket.recv(), address)
+        except (TimeoutError, OSError, WebSocketException) as error:
+            loss = self._explained(error, address)
+            if isinstance(loss, Lost):
+                self._waiting.appendleft(request)
+                self._check_tries(request, address, late=isinstance(error, TimeoutError))
+            raise loss from None
+        batch.take(request.index, answer, address)
+        batch.unanswered -= 1
+        if not batch.unanswered:
+            del self._batches[id(batch)]
+            batch.done.set_result(None)
+
+    def _check_tries(self, request: _Request, address: str, *, late: bool) -> None:
+        if late:
+            request.late_at.append(address)
+            if len(request.late_at) == _TRIES:
+                raise UserError(
+                    f"{', '.join(dict.fromkeys(request.late_at))} did not answer within "
+                    f"teacher.request_timeout={self._request_timeout:g} seconds, {_TRIES} times with the same frame: "
+                    "raise it, or see what that server does."
+                )
+        else:
+            request.lost += 1
+            if request.lost == _TRIES:
+                raise UserError(
+                    f"{address} closed the connection instead of an answer, {_TRIES} times with the same frame: see "
+                    "what that server says."
+                )
+
+
+def _content(frame: bytes | str, address: str) -> Any:
+    """What a message holds; a text is the server's error."""
+    if isinstance(frame, str):
+        last = frame.strip().splitlines()[-1].strip() if frame.strip() else "an empty text"
+        raise UserError(
+            f"{address} failed ({last[:300]}): see what that server says, and whether teacher.observation has the "
+            "names that its policy wants.",
+            details=frame,
+        )
+    try:
+        return wire.decode(frame)
+    except wire.WireError as error:
+        raise UserError(
+            f"{address} sent {error}: it does not keep openpi's protocol, so mend teacher.address, or that server."
+        ) from None
+
+
+def _no_policy_server(address: str, cause: str) -> UserError:
+    return UserError(
+        f"{address} is no policy server of openpi's protocol ({cause}): give teacher.address one, such as "
+        "ws://127.0.0.1:8000."
+    )

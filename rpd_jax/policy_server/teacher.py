@@ -1,0 +1,192 @@
+"""A policy behind openpi's WebSocket as a teacher: implements `rpd_jax.teachers.Teacher`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rpd_jax.action_convention import ACTION_DIM, check_action_dim, choose_gripper, gripper_to_environment
+from rpd_jax.errors import UserError
+from rpd_jax.policy_server import wire
+from rpd_jax.policy_server.api_key import read_api_key
+from rpd_jax.policy_server.connections import Batch, Connections
+from rpd_jax.policy_server.observation import ObservationMap
+
+# A server whose metadata has SEEDED: 1 draws its samples from the key and the number of the frame that a request names,
+# gives all of them at once, [samples, horizon, A], and in the environment's convention.
+SEEDED, KEY, FRAME, SAMPLES = "rpd/seeded", "rpd/key", "rpd/frame", "rpd/samples"
+
+
+def _print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class PolicyServerTeacher:
+    """Labels frames with the first action of the chunk that a policy server answers, one frame a request.
+
+    The gripper is turned into the environment's (+1 = open), and all is clipped to [-1, 1]. The protocol knows no seed:
+    a policy that samples draws new noise whenever it is asked, and `key` has no effect on it. Only `rpd_jax.serve`, and
+    what else says `rpd/seeded` in its metadata, is told the key and the number of the frame, and gives the actions that
+    the teacher behind it would give here.
+
+    Attributes:
+        worthwhile_batch: what keeps all connections busy.
+
+    Args:
+        addresses: of the servers, ws://host:port or wss://host:port; all are to serve the same policy.
+        observation: what a request holds.
+        action_key: of the answer's actions, [A] or [horizon, A].
+        gripper: what the gripper's number means, see `action_convention.choose_gripper`; "auto" only where the servers
+            say that they give the environment's.
+        connections: to each address.
+        api_key: sent to all of them, or None.
+        start_timeout: seconds that a server is waited for.
+        request_timeout: seconds until a frame is asked again elsewhere.
+        say: is told what is waited for.
+
+    Raises:
+        UserError: no servers, or none that can be a teacher.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        observation: ObservationMap,
+        *,
+        action_key: str = "actions",
+        gripper: str = "auto",
+        connections: int = 4,
+        api_key: str | None = None,
+        start_timeout: float = 1800.0,
+        request_timeout: float = 600.0,
+        say: Callable[[str], None] = _print_to_stderr,
+    ):
+        if not addresses:
+            raise UserError("teacher.address='' names no policy server: give one, such as ws://127.0.0.1:8000.")
+        self._observation, self._action_key = observation, action_key
+        self.worthwhile_batch = connections * len(addresses)
+        self._connections = Connections(
+            addresses,
+            each=connections,
+            api_key=api_key,
+            start_timeout=start_timeout,
+            request_timeout=request_timeout,
+            say=say,
+        )
+        try:
+            self._seeded = all(metadata.get(SEEDED) == 1 for metadata in self._connections.metadata.values())
+            for address, metadata in self._connections.metadata.items():
+                dims = metadata.get("action_dim", ACTION_DIM)
+                if type(dims) is not int:
+                    raise UserError(
+                        f"{address} says that its actions have {str(dims)[:40]!r} numbers, which is no whole number: "
+                        "mend that server's metadata."
+                    )
+                check_action_dim(dims, address)
+            if self._seeded and gripper == "auto":
+                self._gripper, note = "signed", "gripper from -1 (closed) to 1 (open), as the server says"
+            else:
+                self._gripper, note = choose_gripper(gripper, {}, f"what {' and '.join(addresses)} says of itself")
+        except BaseException:
+            self.close()
+            raise
+        say(f"Policy server: {note}.")
+
+    def act(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+    ) -> jax.Array:
+        """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
+
+        Args:
+            rgb: uint8 [B, H, W, 3].
+            instruction: the sentence that all frames share.
+            key: random key of the samples; counts for seeded servers only.
+            num_samples: S; so many requests for each frame, one for seeded servers.
+            first_frame: number of the first frame.
+
+        Returns:
+            float32 [S, B, 7] in [-1, 1].
+
+        Raises:
+            UserError: a server failed, was lost for too long, or answered what cannot be a label.
+        """
+        return self.begin(rgb, instruction, key, num_samples, first_frame)()
+
+    def begin(
+        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+    ) -> Callable[[], jax.Array]:
+        """Like `act`, but returns at once; see `rpd_jax.teachers.Teacher`."""
+        if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
+            raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
+        frames, words = np.asarray(rgb), np.asarray(jax.random.key_data(key))
+        actions = np.empty((num_samples, len(frames), ACTION_DIM), np.float32)
+        together = num_samples if self._seeded else 1
+
+        def encode(index: int) -> bytes:
+            frame = index % len(frames)
+            message = self._observation.observation(frames[frame], instruction)
+            if self._seeded:
+                message |= {KEY: words, FRAME: first_frame + frame, SAMPLES: num_samples}
+            return wire.encode(message)
+
+        def take(index: int, answer: Any, address: str) -> None:
+            sample, frame = divmod(index, len(frames))
+            actions[sample : sample + together, frame] = self._first_actions(answer, together, address)
+
+        batch = Batch(encode, take, num_samples // together * len(frames))
+        self._connections.ask(batch)
+
+        def finish() -> jax.Array:
+            batch.done.result()
+            return jnp.clip(gripper_to_environment(jnp.asarray(actions), self._gripper), -1.0, 1.0)
+
+        return finish
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._connections.close()
+
+    def _first_actions(self, answer: Any, samples: int, address: str) -> np.ndarray:
+        """The first action of each chunk of an answer, float32 [samples, 7]."""
+        if not isinstance(answer, dict) or self._action_key not in answer:
+            there = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
+            raise UserError(
+                f"An answer of {address} holds no {self._action_key!r} (it holds: {there[:200]}): set "
+                "teacher.action_key."
+            )
+        chunk = np.asarray(answer[self._action_key])
+        wanted = "[samples, horizon, 7]" if self._seeded else "[horizon, 7] or [7]"
+        if chunk.dtype.kind not in "fiu" or not self._fits(chunk.shape, samples):
+            raise UserError(
+                f"{address} answers actions of {chunk.dtype} {list(chunk.shape)}; a teacher's are numbers of the shape "
+                f"{wanted} (pd_ee_delta_pose: translation, rotation, gripper): serve a policy that gives those."
+            )
+        first = chunk if chunk.ndim == 1 else chunk[..., 0, :]
+        if not np.isfinite(first).all():
+            raise UserError(f"{address} answers actions that are not finite ({first.ravel()[:7]}): see that policy.")
+        return np.atleast_2d(first.astype(np.float32))
+
+    def _fits(self, shape: tuple[int, ...], samples: int) -> bool:
+        leading = shape[:-1]
+        right = len(leading) == 2 and leading[0] == samples if self._seeded else len(leading) in (0, 1)
+        return right and shape[-1:] == (ACTION_DIM,) and 0 not in leading
+
+
+def load(config: ConfigDict) -> PolicyServerTeacher:
+    """The teacher `openpi` of `rpd_jax.teachers`: reads `config.teacher`."""
+    settings = config.teacher
+    names = settings.observation
+    return PolicyServerTeacher(
+        [address.strip() for address in settings.address.split(",") if address.strip()],
+        ObservationMap(names.image, names.prompt, tuple(settings.resize), settings.letterbox),
+        action_key=settings.action_key,
+        gripper=settings.gripper,
+        connections=settings.connections,
+        api_key=read_api_key(settings.api_key_file, "teacher.api_key_file"),
+        start_timeout=settings.start_timeout,
+        request_timeout=settings.request_timeout,
+    )

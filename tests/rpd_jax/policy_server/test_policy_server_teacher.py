@@ -1,0 +1,103 @@
+"""A policy behind openpi's own server as a teacher: its labels, their order, and several connections."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from peers import peer
+
+from octo_teacher.teacher import OctoTeacher
+from rpd_jax.errors import UserError
+from rpd_jax.policy_server.observation import ObservationMap
+from rpd_jax.policy_server.teacher import PolicyServerTeacher
+
+USUAL = ObservationMap("observation/image", "prompt")
+KEY = jax.random.key(3)
+
+
+@pytest.fixture
+def teacher_of():
+    """A function that makes a teacher with short waits, which is closed at the end; `said` is what it said."""
+    made = []
+
+    def make(*addresses, observation=USUAL, **options):
+        said = []
+        options = {"gripper": "signed", "start_timeout": 20.0, "request_timeout": 20.0} | options
+        made.append(PolicyServerTeacher(addresses, observation, say=said.append, **options))
+        made[-1].said = said
+        return made[-1]
+
+    yield make
+    for teacher in made:
+        teacher.close()
+
+
+def random_frames(count, height=32, width=32):
+    return jnp.asarray(np.random.default_rng(1).integers(0, 256, (count, height, width, 3), np.uint8))
+
+
+def small_policy_s_actions(frames, prompt, height=None, width=None):
+    """What openpi_peer.py answers."""
+    rest = [len(prompt) / 100, (width or frames.shape[2]) / 100, (height or frames.shape[1]) / 100, 1.0]
+    rest = np.broadcast_to(np.array(rest, np.float32), (len(frames), 4))
+    return np.concatenate([np.asarray(frames)[:, 0, 0] / np.float32(255), rest], axis=1)
+
+
+def test_labels_of_an_octo_through_openpi_s_own_server_are_those_in_process_bit_for_bit(
+    micro_octo, openpi_site_packages, teacher_of
+):
+    here = OctoTeacher.load(micro_octo, chunk_size=1)
+    frames = random_frames(5)
+    with peer("octo_peer.py", micro_octo, openpi_site_packages) as server:
+        there = teacher_of(server.address, gripper="auto")
+        for samples, first in ((1, 0), (3, 70)):
+            served = there.act(frames, "push the cube", KEY, samples, first)
+            assert served.shape == (samples, 5, 7) and served.dtype == jnp.float32
+            np.testing.assert_array_equal(served, here.act(frames, "push the cube", KEY, samples, first))
+    assert there.said == ["Policy server: gripper from -1 (closed) to 1 (open), as the server says."]
+
+
+def test_answers_are_put_back_in_order_and_each_frame_has_its_own(openpi_peer, teacher_of):
+    frames = random_frames(40)
+    with openpi_peer("usual") as server:
+        teacher = teacher_of(server.address, connections=4)
+        later = [teacher.begin(frames[i : i + 10], "push", KEY, 2) for i in range(0, 40, 10)]
+        found = np.concatenate([answer() for answer in reversed(later)][::-1], axis=1)
+    np.testing.assert_allclose(found, np.broadcast_to(small_policy_s_actions(frames, "push"), (2, 40, 7)), rtol=1e-6)
+
+
+def test_the_gripper_is_turned_and_all_is_clipped(openpi_peer, teacher_of):
+    frames = random_frames(2, height=200)
+    with openpi_peer("one action") as server:
+        found = teacher_of(server.address, gripper="closed").act(frames, "push", KEY)
+    expected = small_policy_s_actions(frames, "push")
+    np.testing.assert_allclose(found[0, :, :5], expected[:, :5], rtol=1e-6)
+    np.testing.assert_array_equal(found[0, :, 5:], [[1.0, -1.0]] * 2)  # 200 pixels: 2.0, clipped; 1 is closed
+
+
+def test_a_policy_gets_the_size_that_it_wants(openpi_peer, teacher_of):
+    with openpi_peer("usual") as server:
+        observation = ObservationMap("observation/image", "prompt", size=(24, 48))
+        found = teacher_of(server.address, observation=observation).act(random_frames(1), "push", KEY)
+    np.testing.assert_allclose(found[0, 0], [0, 0, 0, 0.04, 0.48, 0.24, 1], rtol=1e-6)  # a black border
+
+
+def test_the_wrong_gripper_s_meaning_is_not_guessed(openpi_peer, teacher_of):
+    with openpi_peer("usual") as server, pytest.raises(UserError, match=r"no range of the gripper in what ws://127"):
+        teacher_of(server.address, gripper="auto")
+
+
+def test_all_connections_to_all_servers_are_busy(openpi_peer, teacher_of):
+    """A server of openpi computes one answer at a time, 50 ms each: two of them take half the time of one."""
+    with openpi_peer("50 ms") as first, openpi_peer("50 ms") as second:
+        frames, seconds = random_frames(24), []
+        for addresses in ([first.address], [first.address, second.address]):
+            teacher = teacher_of(*addresses, connections=2)
+            teacher.act(frames[:4], "push", KEY)
+            begin = time.monotonic()
+            teacher.act(frames, "push", KEY)
+            seconds.append(time.monotonic() - begin)
+    assert seconds[1] < 0.75 * seconds[0]
+    assert seconds[0] >= 24 * 0.05
