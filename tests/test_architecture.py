@@ -44,6 +44,7 @@ FLOORS = {
     ),
     "openvla_bridge": (
         ("profile",),
+        ("stage_times",),
         ("client",),
         ("replicas", "worker_process", "worker"),
         ("protocol", "ring"),

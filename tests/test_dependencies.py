@@ -134,6 +134,7 @@ def test_training_imports_no_extra():
         ("demos", "octo_teacher.demos", ["inspect", "demos.h5"]),
         ("demos", "octo_teacher.demos", ["record", "--task=PushCube-v1", "--episodes=1", "-o", "nowhere/demos.h5"]),
         ("demos", "finetune_octo", ["--config=configs/finetune_octo.py", "--workdir=nowhere"]),
+        ("openvla", "openvla_bridge.profile", ["--architecture=tiny"]),
         ("report", "rpd_jax.report", ["nowhere"]),
         ("sweep", "rpd_jax.sweep", ["configs/paper/fig3.py", "--dry_run"]),
     ],
@@ -147,6 +148,16 @@ def test_a_command_whose_extra_is_missing_says_so(extra, module, argv):
         rf"error: \w+ is not installed, which this command needs: pip install 'rpd-jax\[{extra}\]'\.", line
     )
     assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("module", ["openvla_bridge.profile", "octo_teacher.demos", "rpd_jax.report"])
+def test_help_needs_no_extra(module):
+    outcome = without(
+        set(EXTRAS) - {"google"},
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)",
+        [module, "--help"],
+    )
+    assert outcome.returncode == 0 and "--" in outcome.stdout, outcome.stderr
 
 
 def test_commands_start_light():

@@ -12,10 +12,11 @@ import torch
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.model.model_config import ModelConfig, read_config, read_json
 from openvla_bridge.model.openvla import OpenVLAModel
+from openvla_bridge.model.precision import PRECISIONS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 Report = Callable[[str], None]
 
