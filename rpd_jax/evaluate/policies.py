@@ -1,6 +1,7 @@
 """What can be evaluated: a teacher, the student of a run, an exported student."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,13 @@ import jax
 from ml_collections import ConfigDict
 
 from rpd_jax.acting.episodes import Act, teacher_act
+from rpd_jax.errors import UserError
 from rpd_jax.evaluate.exported_policy import ExportedPolicy
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.settings import default_checkpoint
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.tasks import Task
-from rpd_jax.teachers import load_teacher
+from rpd_jax.teachers import Teacher, load_teacher, teacher_names
 
 _SAMPLED = "Sampled actions, the first of each chunk executed."
 _MEAN = "Mean actions of the student."
@@ -48,14 +50,15 @@ def teacher_policy(config: ConfigDict, checkpoint: str | None = None) -> Policy:
 
     Args:
         config: of a run; reads `teacher`, `env.camera` and `env.task`.
-        checkpoint: folder, hub address or embedded name; None is the config's, or the teacher's own choice.
+        checkpoint: folder, hub address or embedded name, as --teacher gives it; None is the config's, or the teacher's
+            own choice.
 
     Raises:
         UserError: it cannot be loaded.
     """
     config = config.copy_and_resolve_references()
     config.teacher.checkpoint = checkpoint or config.teacher.checkpoint or default_checkpoint(config.teacher)
-    teacher = load_teacher(config)
+    teacher = _loaded(config, checkpoint)
     return Policy(
         name=config.teacher.checkpoint or config.teacher.name,
         act_on=lambda task: teacher_act(teacher, config.teacher.instruction or task.instruction),
@@ -64,6 +67,23 @@ def teacher_policy(config: ConfigDict, checkpoint: str | None = None) -> Policy:
         task=config.env.task,
         close=teacher.close,
     )
+
+
+def _loaded(config: ConfigDict, asked: str | None) -> Teacher:
+    """The teacher; what is wrong with what --teacher asks for is said of that flag."""
+    kinds = teacher_names()
+    if asked in kinds and not Path(asked).is_dir():
+        raise UserError(
+            f"--teacher={asked!r} is a kind of teacher (there are {', '.join(kinds)}), which "
+            f"--config.teacher.name={asked} chooses: give --teacher its checkpoint, or leave it out for the one that "
+            "--config names."
+        )
+    try:
+        return load_teacher(config)
+    except UserError as error:
+        if not asked:
+            raise
+        raise UserError(re.sub(r"(?<![\w.-])teacher\.checkpoint", "--teacher", str(error))) from error
 
 
 def run_policy(run: str, checkpoint: int | None = None) -> Policy:

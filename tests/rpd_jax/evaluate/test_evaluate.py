@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from configs import default
 from rpd_jax.acting.episodes import teacher_act
 from rpd_jax.acting.measure import measure_policy
+from rpd_jax.errors import UserError
+from rpd_jax.evaluate.policies import teacher_policy
 from rpd_jax.evaluate.table import console_table, write_tables
 from rpd_jax.tasks import find_task
 
@@ -71,6 +74,18 @@ def test_the_command_measures_a_teacher_through_another_camera(tmp_path):
         assert (row["task"], row["episodes"]) == ("PushCube-v1", 1.0)
     usual, moved = (imageio.mimread(tmp_path / name / "PushCube-v1.mp4")[0] for name in ("usual", "moved"))
     assert abs(usual.astype(float) - moved).mean() > 10.0
+
+
+def test_an_unknown_teacher_is_answered_with_those_that_are_known():
+    """And said of --teacher: nobody has set teacher.checkpoint."""
+    settings = default.get_config()
+    with pytest.raises(UserError, match=r"^--teacher='octo-nan' is not a folder: .*\(octo-nano, octo-nano-push-cube\)"):
+        teacher_policy(settings, "octo-nan")
+    with pytest.raises(UserError, match=r"^--teacher='openvla' is a kind of teacher .*octo, .*--config\.teacher\.name"):
+        teacher_policy(settings, "openvla")
+    settings.teacher.checkpoint = "octo-nan"
+    with pytest.raises(UserError, match=r"^teacher\.checkpoint='octo-nan' is not a folder"):
+        teacher_policy(settings)
 
 
 @pytest.mark.parametrize(
