@@ -40,9 +40,10 @@ def read_lerobot(
     tally = tally or Tally()
     info = read_info(Path(path))
     names = {camera: info.image_key(key) for camera, key in (cameras or {"primary": ""}).items()}
-    videos = {name: FrameReader(info.fps) for name in names.values() if info.features[name]["dtype"] == "video"}
+    filmed = sorted({name for name in names.values() if info.features[name]["dtype"] == "video"})
     tasks = read_tasks(info)
-    places = read_episodes(info, list(videos))
+    places = read_episodes(info, filmed)
+    videos = {name: _Video(name, info, places) for name in filmed}
     shards = _shards(info, places)
     tables = _Tables(places)
     try:
@@ -87,12 +88,41 @@ class _Tables:
         return self._last[1].filter(pc.equal(self._last[1]["episode_index"], place.index))
 
 
+class _Video:
+    """The frames of an image feature that is stored as videos."""
+
+    def __init__(self, name: str, info: Info, places: list[EpisodePlace]):
+        self._name, self._fps = name, info.fps
+        self._reader = FrameReader(info.fps)
+        self._last_starts: dict[Path, float] = {}
+        for place in (place.videos[name] for place in places):
+            self._last_starts[place.file] = max(place.start, self._last_starts.get(place.file, place.start))
+
+    def read(self, episode: EpisodePlace, count: int) -> np.ndarray:
+        """The frames of an episode of `count` rows; raises UserError if there are fewer, or more."""
+        place = episode.videos[self._name]
+        if place.end is not None and abs((place.end - place.start) * self._fps - count) >= 0.5:
+            raise UserError(
+                f"{place.file}: episode {episode.index} is said to last from second {place.start:g} to {place.end:g}, "
+                f"which is not the {count} frames at {self._fps:g} per second of its {count} rows: copy the dataset "
+                "again."
+            )
+        frames = self._reader.read(place.file, place.start, count)
+        if place.start == self._last_starts[place.file]:
+            self._reader.expect_end()
+        return frames
+
+    def close(self) -> None:
+        """Ends the reader's ffmpeg."""
+        self._reader.close()
+
+
 def _read(
     place: EpisodePlace,
     info: Info,
     tables: _Tables,
     names: Mapping[str, str],
-    videos: Mapping[str, FrameReader],
+    videos: Mapping[str, "_Video"],
     tasks: Mapping[int, str],
     instruction: str,
     tally: Tally,
@@ -114,8 +144,7 @@ def _read(
     images = {}
     for camera, key in names.items():
         if key in videos:
-            file, start = place.videos[key]
-            images[camera] = videos[key].read(file, start, len(actions))
+            images[camera] = videos[key].read(place, len(actions))
         else:
             encoded = _encoded(table[key], f"{where}: {key}")
             if any(not frame for frame in encoded) and tally.leaves_out(Reason.PADDING, name):

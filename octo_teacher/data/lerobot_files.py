@@ -65,6 +65,21 @@ class Info:
 
 
 @dataclasses.dataclass(frozen=True)
+class VideoPlace:
+    """Where the frames of an episode are.
+
+    Attributes:
+        file: the video, which other episodes may share.
+        start: the second in which they begin.
+        end: the second in which they end, None where that is not said.
+    """
+
+    file: Path
+    start: float = 0.0
+    end: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class EpisodePlace:
     """Where an episode lies.
 
@@ -72,13 +87,13 @@ class EpisodePlace:
         index: its number.
         length: its steps, None where that is not said.
         data: its parquet file, which other episodes may share.
-        videos: feature -> its video file and the second in which it begins.
+        videos: feature -> where its frames are.
     """
 
     index: int
     length: int | None
     data: Path
-    videos: Mapping[str, tuple[Path, float]]
+    videos: Mapping[str, VideoPlace]
 
 
 def read_info(folder: Path) -> Info:
@@ -222,7 +237,7 @@ def _places_v2(info: Info, videos: list[str]) -> Iterator[EpisodePlace]:
     for line in _read_lines(path):
         index = field(line, "episode_index", int, path)
         place = {"episode_chunk": index // info.chunk_size, "episode_index": index}
-        files = {name: (_fill(info, "video_path", {**place, "video_key": name}), 0.0) for name in videos}
+        files = {name: VideoPlace(_fill(info, "video_path", {**place, "video_key": name})) for name in videos}
         yield EpisodePlace(index, field(line, "length", int, path, None), _fill(info, "data_path", place), files)
 
 
@@ -234,20 +249,23 @@ def _places_v3(info: Info, videos: list[str]) -> Iterator[EpisodePlace]:
     columns = ["episode_index", "data/chunk_index", "data/file_index"]
     for name in videos:
         columns += [f"videos/{name}/{part}" for part in ("chunk_index", "file_index", "from_timestamp")]
+    ends = tuple(f"videos/{name}/to_timestamp" for name in videos)
     for path in files:
-        for row in read_parquet(path, columns, optional=("length",)).to_pylist():
+        for row in read_parquet(path, columns, optional=("length", *ends)).to_pylist():
             place = {key: field(row, f"data/{key}", int, path) for key in ("chunk_index", "file_index")}
-            starts = {}
-            for name in videos:
-                at = {key: field(row, f"videos/{name}/{key}", int, path) for key in ("chunk_index", "file_index")}
-                start = float(field(row, f"videos/{name}/from_timestamp", float, path))
-                starts[name] = _fill(info, "video_path", {**at, "video_key": name}), start
             yield EpisodePlace(
                 field(row, "episode_index", int, path),
                 field(row, "length", int, path, None),
                 _fill(info, "data_path", place),
-                starts,
+                {name: _video_place_v3(info, row, name, path) for name in videos},
             )
+
+
+def _video_place_v3(info: Info, row: Mapping[str, Any], name: str, path: Path) -> VideoPlace:
+    at = {key: field(row, f"videos/{name}/{key}", int, path) for key in ("chunk_index", "file_index")}
+    start = float(field(row, f"videos/{name}/from_timestamp", float, path))
+    end = field(row, f"videos/{name}/to_timestamp", float, path, None)
+    return VideoPlace(_fill(info, "video_path", {**at, "video_key": name}), start, end)
 
 
 def _fill(info: Info, template: str, values: Mapping[str, Any]) -> Path:

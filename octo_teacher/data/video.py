@@ -31,17 +31,14 @@ class FrameReader:
         Raises:
             UserError: the file is missing, no video, or too short.
         """
-        first = round(start * self._fps)
-        if not 0 <= first < 1e9:
+        if not -0.5 < start * self._fps < 1e9:
             raise UserError(f"{path}: an episode is said to start at second {start}: the metadata is damaged.")
+        first = round(start * self._fps)
         if path != self._path or first < self._next:
             self._open(path)
         frames = []
         while self._next < first + count:
-            try:
-                frame = next(self._frames, None)
-            except (OSError, RuntimeError, ValueError):
-                raise UserError(f"{path} cannot be decoded beyond frame {self._next}: copy it again.") from None
+            frame = self._decode()
             if frame is None:
                 raise UserError(f"{path} has {self._next} frames; {first + count} are needed: copy it again.")
             if self._next >= first:
@@ -49,11 +46,26 @@ class FrameReader:
             self._next += 1
         return np.stack(frames)
 
+    def expect_end(self) -> None:
+        """Raises UserError if the file goes on after the frames that were read last."""
+        if self._decode() is not None:
+            raise UserError(
+                f"{self._path} has more frames than the {self._next} that its episodes have rows for: copy the dataset "
+                "again."
+            )
+
     def close(self) -> None:
         """Ends ffmpeg."""
         if self._path is not None:
             self._frames.close()
             self._path = None
+
+    def _decode(self) -> bytes | None:
+        """The next frame, None at the end of the file."""
+        try:
+            return next(self._frames, None)
+        except (OSError, RuntimeError, ValueError):
+            raise UserError(f"{self._path} cannot be decoded beyond frame {self._next}: copy it again.") from None
 
     def _open(self, path: Path) -> None:
         self.close()

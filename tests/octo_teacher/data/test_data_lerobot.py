@@ -5,6 +5,7 @@ Episode e, step t: v = 100 e + 20 t; frames are filled with grey v, actions with
 
 import io
 import json
+import re
 
 import imageio.v2 as imageio
 import numpy as np
@@ -125,6 +126,28 @@ def test_both_layouts_give_the_same_demos(tmp_path, write):
         np.testing.assert_array_equal(demo.images["wrist"], np.broadcast_to(v[:, None, None, None], (len(v), 4, 4, 3)))
 
 
+def test_a_video_of_another_length_than_its_rows_is_refused(tmp_path):
+    """v3: the metadata says where each episode's frames end, and nobody's frames may follow."""
+    write_v3(tmp_path)
+    metadata = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    whole = pq.read_table(metadata)
+    column = f"videos/{TOP}/to_timestamp"
+    at = whole.column_names.index(column)
+    for ends, message in (
+        ([0.4, 0.5], "episode 0 is said to last from second 0 to 0.4, which is not the 3 frames"),
+        ([0.3, 1e308], "episode 1 is said to last from second 0.3 to 1e+308"),
+    ):
+        pq.write_table(whole.set_column(at, column, [ends]), metadata)
+        with pytest.raises(UserError, match=re.escape(message)):
+            list(read_lerobot(tmp_path, {"primary": TOP}))
+    pq.write_table(whole.drop_columns([column]), metadata)  # v3 without it
+    assert len(list(read_lerobot(tmp_path, {"primary": TOP}))) == 2
+    write_video(tmp_path / f"videos/{TOP}/chunk-000/file-000.mp4", [0] * 6)
+    assert read_first(tmp_path, TOP).images["primary"].shape[0] == 3  # another episode than the last
+    with pytest.raises(UserError, match=r"file-000\.mp4 has more frames than the 5 that its episodes have rows for"):
+        list(read_lerobot(tmp_path, {"primary": TOP}))
+
+
 def read_first(folder, key=HAND):
     return next(read_lerobot(folder, {"primary": key}))
 
@@ -142,6 +165,8 @@ def test_what_is_missing_or_malformed_is_named(tmp_path):
     video = tmp_path / f"videos/chunk-000/{TOP}/episode_000001.mp4"
     write_video(video, [0])
     refused("episode_000001.mp4 has 1 frames; 2 are needed", key=TOP)
+    write_video(video, [0, 0, 0])
+    refused("episode_000001.mp4 has more frames than the 2 that its episodes have rows for", key=TOP)
     video.write_bytes(b"no video")
     refused("episode_000001.mp4 is not a readable video", key=TOP)
     video.unlink()
