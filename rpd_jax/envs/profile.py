@@ -5,9 +5,10 @@ reward and state, drawing, and the transfer into shared memory; by mesh detail a
 CpuVectorEnv by number of environments and workers. Environments of one size with different numbers of workers are
 stepped in turns, so that what else runs on the machine falls on all of them alike.
 
-Speedup: over the least number of workers. Bound: frames/s as a share of what the milliseconds and the workers (at most
-the cores) allow. CPU ms: what workers and trainer together spend on a frame. CPU bound: the milliseconds as a share of
-that, which holds on a crowded machine too. MiB: of one worker.
+Not drawn/s: steps of environments per second where nobody looks at frames. Speedup: over the least number of workers.
+Bound: frames/s as a share of what the milliseconds and the workers (at most the cores) allow. CPU ms: what workers and
+trainer together spend on a frame. CPU bound: the milliseconds as a share of that, which holds on a crowded machine too.
+MiB: of one worker.
 """
 
 from rpd_jax.run.stop import listen
@@ -46,6 +47,7 @@ _HEADINGS = {
     "reward_state_ms": "reward+state",
     "num_envs": "envs",
     "frames_per_s": "frames/s",
+    "undrawn_steps_per_s": "not drawn/s",
     "of_bound": "bound",
     "cpu_ms_per_frame": "CPU ms",
     "of_cpu_bound": "CPU bound",
@@ -133,23 +135,24 @@ def step_cost(task_args: dict, seconds: float) -> dict[str, float]:
 def throughput(
     task_args: dict, num_envs: int, limit: int, worker_counts: list[int], seconds: float, step_ms: float
 ) -> list[dict[str, float]]:
-    """Returns a row for each number of workers; they are measured in turns, `seconds` for each."""
+    """Returns a row for each number of workers; they take turns, with and without drawing, `seconds` for each."""
     rng = np.random.default_rng(0)
     envs = {}
     try:
         for count in worker_counts:
             envs[count] = CpuVectorEnv(task_args, num_envs, max_episode_steps=limit, workers=count)
             envs[count].reset(0)
-        turns = {count: [] for count in envs}
+        turns, undrawn = ({count: [] for count in envs} for _ in range(2))
         cpu = dict.fromkeys(envs, 0.0)
         end = time.monotonic() + seconds * len(envs)
         while time.monotonic() < end or len(turns[worker_counts[-1]]) < 2:
             for count, env in envs.items():
-                before, start = _cpu_total(env), time.monotonic()
-                for _ in range(_TURN):
-                    env.step(rng.uniform(-1, 1, (num_envs, 7)))
-                turns[count].append((time.monotonic() - start) / _TURN / num_envs)
+                before = _cpu_total(env)
+                turns[count].append(_seconds_per_step(env, rng))
                 cpu[count] += _cpu_total(env) - before
+                env.set_drawing(False)
+                undrawn[count].append(_seconds_per_step(env, rng))
+                env.set_drawing(True)
         rows = []
         for count, env in envs.items():
             # Of the turns with the environments before: the same seconds, the same other load.
@@ -160,6 +163,7 @@ def throughput(
                 {
                     "workers": count,
                     "frames_per_s": rate,
+                    "undrawn_steps_per_s": len(undrawn[count]) / sum(undrawn[count]),
                     "speedup": statistics.median(ratios),
                     "of_bound": rate * step_ms / 1e3 / min(count, _cores()),
                     "cpu_ms_per_frame": cpu_ms,
@@ -171,6 +175,14 @@ def throughput(
     finally:
         for env in envs.values():
             env.close()
+
+
+def _seconds_per_step(env: CpuVectorEnv, rng: np.random.Generator) -> float:
+    """Of one environment among those of a turn."""
+    start = time.monotonic()
+    for _ in range(_TURN):
+        env.step(rng.uniform(-1, 1, (env.num_envs, 7)))
+    return (time.monotonic() - start) / _TURN / env.num_envs
 
 
 def _cpu_total(env: CpuVectorEnv) -> float:
