@@ -12,7 +12,9 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     """Returns the settings for one task and reward mode ("sparse" or "normalized_dense")."""
     c = ConfigDict()
     c.algorithm = "rpd_mse"  # rpd_mse | rpd_l1 | rpd_bc | ppd | ppo | dagger
-    c.profile = "auto"  # auto | paper | cpu | cpu_state
+    # pixels: PPO in pixels, as in the paper | state: refine an expert that sees the simulator's state, then imitate it
+    c.refine = "pixels"
+    c.profile = "auto"  # auto | paper | cpu | cpu_state | refine
     c.seed = 0
     c.total_steps = config_dict.placeholder(int)  # environment steps, all environments together
 
@@ -40,6 +42,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.student.precision = "float32"  # float32 | bfloat16, of the convolutions
     c.student.initial_log_std = config_dict.placeholder(float)
     c.student.value_stop_gradient = config_dict.placeholder(bool)  # the critic's loss does not train the encoder
+    c.student.critic = "shared"  # shared: on the actor's features | state: on the simulator's, in training only
+    c.student.state = "scaled"  # scaled: normalised by running statistics, and at finer scales | raw
 
     c.teacher = ConfigDict()
     c.teacher.name = "octo"
@@ -76,6 +80,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.ppo.num_minibatches = config_dict.placeholder(int)
     c.ppo.learning_rate = config_dict.placeholder(float)
     c.ppo.learning_rate_final = config_dict.placeholder(float)  # reached linearly at the end of the run
+    c.ppo.critic_first = 0  # environment steps in which the critic learns and the policy rests
     c.ppo.gamma = 0.99 if reward_mode == "sparse" else 0.8
     c.ppo.gae_lambda = 0.9
     c.ppo.finite_horizon = True
@@ -100,6 +105,9 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.distill.replay = config_dict.placeholder(int)  # labelled frames kept for the distillation term; 0: none
     c.distill.replay_batch = config_dict.placeholder(int)  # kept frames added to each minibatch's distillation term
     c.distill.replay_coef = config_dict.placeholder(float)  # weight of that addition, in units of λ
+    c.distill.replay_both = False  # keep frames and states in the replay, also what this student does not see
+    c.distill.guide = config_dict.placeholder(float)  # share of episodes that the teacher acts in, at first; for dagger
+    c.distill.guide_final = config_dict.placeholder(float)  # the same at the end, reached linearly
     c.distill.augment = config_dict.placeholder(int)  # px, largest random shift of the frames in the distillation term
     c.distill.augment_ppo = config_dict.placeholder(bool)  # shift the frames in the PPO terms too
 
@@ -108,6 +116,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.eval.episodes = config_dict.placeholder(int)  # at each evaluation
     c.eval.final_episodes = config_dict.placeholder(int)  # at the end of the run
     c.eval.video_episodes = 16
+    c.eval.until = 0.0  # training ends before total_steps when an evaluation's success reaches it; 0: never
+    c.eval.patience = 0  # it ends when so many evaluations in a row are no better than one before; 0: never
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = config_dict.placeholder(int)  # iterations
@@ -117,9 +127,10 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.log = ConfigDict()
     c.log.wandb = False  # write the metrics to Weights & Biases too
 
-    c.profiles = ConfigDict(
-        {"paper": _paper_profile(), "cpu": _cpu_profile(task), "cpu_state": _cpu_state_profile(task)}
-    )
+    c.stages = _open(_stages())  # of refine=state: what is different in its first two stages
+
+    profiles = {"paper": _paper_profile(), "cpu": _cpu_profile(task), "cpu_state": _cpu_state_profile(task)}
+    c.profiles = ConfigDict(profiles | {"refine": _refine_profile(task)})
     return c
 
 
@@ -154,6 +165,8 @@ def _paper_profile() -> dict:
             "replay": 0,
             "replay_batch": 0,
             "replay_coef": 0.0,
+            "guide": 0.0,
+            "guide_final": 0.0,
             "augment": 0,
             "augment_ppo": False,
         },
@@ -196,6 +209,8 @@ def _cpu_profile(task: str) -> dict:
             "replay": 20_000,
             "replay_batch": 128,
             "replay_coef": 1.0,
+            "guide": 0.0,
+            "guide_final": 0.0,
             "augment": 6,
             "augment_ppo": False,
         },
@@ -214,3 +229,96 @@ def _cpu_state_profile(task: str) -> dict:
     profile["distill"] |= {"anneal_steps": 50_000, "replay": 0, "replay_batch": 0, "replay_coef": 0.0}
     profile["distill"]["augment"] = 0
     return profile
+
+
+def _refine_profile(task: str) -> dict:
+    """Two cores, refine=state: the last stage, in which a student of pixels imitates the expert, and `stages`."""
+    profile = _cpu_profile(task)
+    profile["total_steps"] = 16_384
+    profile["student"]["initial_log_std"] = -2.3
+    profile["ppo"] |= {
+        # 192 steps of Adam in an iteration, each on 32 fresh and 96 replayed frames.
+        "update_epochs": 6,
+        "num_minibatches": 32,
+        "learning_rate": 1e-3,
+        "learning_rate_final": 1e-4,
+    }
+    profile["distill"] |= {
+        "coef": 1.0,
+        "schedule": "constant",
+        "replay": 32_768,
+        "replay_batch": 96,
+        "replay_coef": 3.0,
+        "augment_ppo": True,
+        "guide": 1.0,
+        "guide_final": 0.0,
+    }
+    profile["eval"] = {"every": 4, "episodes": 32, "final_episodes": 112}
+    profile["checkpoint"] = {"every": 8}
+    return profile | {"stages": _stages()}
+
+
+def _stages() -> dict:
+    """What the first two stages of refine=state have for themselves; all else is as in the last one."""
+    return {
+        "label": {
+            "total_steps": 16_384,
+            "student": {"initial_log_std": -2.3},
+            "ppo": {
+                "update_epochs": 16,
+                "num_minibatches": 8,
+                "learning_rate": 1e-3,
+                "learning_rate_final": 3e-4,
+            },
+            "distill": {
+                "averaged": 4,
+                "replay": 16_384,
+                "replay_batch": 256,
+                "replay_coef": 2.0,
+                "replay_both": True,
+                "guide": 1.0,
+                "guide_final": 0.25,
+            },
+            "eval": {"every": 4, "episodes": 32, "final_episodes": 112},
+            "checkpoint": {"every": 8, "keep": 1},
+        },
+        "refine": {
+            "total_steps": 311_296,
+            "student": {"initial_log_std": -2.0},
+            "ppo": {
+                "critic_first": 8192,
+                "rollout_steps": 128,
+                "update_epochs": 8,
+                "num_minibatches": 4,
+                "learning_rate": 1e-4,
+                "learning_rate_final": 1e-4,
+                "gamma": 0.98,
+                "gae_lambda": 0.9,
+                "target_kl": 0.05,
+            },
+            "distill": {
+                "coef": 0.1,
+                "coef_final": 0.0,
+                "schedule": "cosine",
+                "anneal_steps": 40_960,
+                "replay": 16_384,
+                "replay_batch": 256,
+                "replay_coef": 1.0,
+                "replay_both": False,
+                "guide": 0.0,
+                "guide_final": 0.0,
+            },
+            "eval": {"every": 8, "episodes": 64, "final_episodes": 112, "until": 0.98, "patience": 8},
+            "checkpoint": {"every": 8},
+        },
+    }
+
+
+def _open(values: dict) -> ConfigDict:
+    """Open fields for values that a profile holds."""
+    return ConfigDict(
+        {
+            name: _open(value) if isinstance(value, dict) else config_dict.placeholder(type(value))
+            for name, value in values.items()
+        }
+    )

@@ -41,14 +41,16 @@ def settings_page() -> str:
     from rpd_jax.settings import NAMES, SETTINGS
 
     config = default.get_config()
-    profiles = {name: flatten_dict(config.profiles[name].to_dict(), sep=".") for name in ("paper", "cpu", "cpu_state")}
+    names = ("paper", "cpu", "cpu_state", "refine")
+    profiles = {name: flatten_dict(config.profiles[name].to_dict(), sep=".") for name in names}
     source = (ROOT / "configs" / "default.py").read_text()
     lines = [
         "# Settings",
         "",
         "Made from `configs/default.py`. `--config.FIELD=VALUE` changes a field; where a profile has a value, it",
         "fills the field unless you set it. `--config.profile=auto` is `paper` where there is a CUDA device, else",
-        "`cpu`, or `cpu_state` for a student that sees the state. What is not allowed is refused at start.",
+        "`cpu`, or `cpu_state` for a student that sees the state, or `refine` with `--config.refine=state`. What is",
+        "not allowed is refused at start.",
     ]
     allowed = {
         field: check.rule.removeprefix("must ").removeprefix("be ").rstrip(".") for field, check in SETTINGS.items()
@@ -56,13 +58,15 @@ def settings_page() -> str:
     allowed |= {field: f"one of {', '.join(names())}" for field, names in NAMES.items()}
     part = None
     for field, comment in _commented_fields(source):
+        if field in ("stages", "profiles"):
+            continue
         if part != (part := field.split(".")[0] if "." in field else "run"):
             lines += [
                 "",
                 f"## {part}",
                 "",
                 f"| field | meaning | value | {' | '.join(profiles)} | allowed |",
-                "|---" * 7 + "|",
+                "|---" * (4 + len(profiles)) + "|",
             ]
         value = config
         for key in field.split("."):
@@ -71,6 +75,10 @@ def settings_page() -> str:
         cells = [_code(profile[field]) if field in profile else "" for profile in profiles.values()]
         row = [f"`{field}`", comment.replace("|", "or"), shown, *cells, _escaped(allowed[field])]
         lines.append(f"| {' | '.join(row)} |")
+    lines += ["", "## stages", "", "What the first two stages of `refine=state` have for themselves.", ""]
+    lines += ["| field | value |", "|---|---|"]
+    stages = flatten_dict(config.profiles.refine.stages.to_dict(), sep=".")
+    lines += [f"| `stages.{field}` | {_code(value)} |" for field, value in stages.items()]
     lines += ["", "## Config files", "", "| file | what |", "|---|---|"]
     for path in [*sorted((ROOT / "configs").glob("[a-z]*.py")), *sorted((ROOT / "configs/paper").glob("[a-z]*.py"))]:
         sentence = " ".join(ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].split())

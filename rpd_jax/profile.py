@@ -112,7 +112,7 @@ def update_flops(config: ConfigDict, learner: Learner) -> float:
     """Floating point operations of all forward and backward passes of an update that no target KL ends early."""
     network, ppo = learner.network, config.ppo
     rgb = jnp.zeros((1, network.image_size, network.image_size, 3), jnp.uint8) if network.sees_frames else None
-    state = jnp.zeros((1, 32)) if network.sees_state else None
+    state = jnp.zeros((1, 32)) if network.reads_state else None
     params = jax.eval_shape(network.init, jax.random.key(0), rgb, state)
 
     def loss(params):

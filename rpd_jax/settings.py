@@ -31,7 +31,8 @@ from rpd_jax.command.wrong_flags import fields
 from rpd_jax.errors import UserError
 from rpd_jax.learning.algorithms import algorithm_names, find_algorithm
 from rpd_jax.run import wandb_log
-from rpd_jax.student.networks import ENCODERS, OBSERVATIONS, PRECISIONS, SMALLEST_IMAGE
+from rpd_jax.student.networks import CRITICS, ENCODERS, OBSERVATIONS, PRECISIONS, SMALLEST_IMAGE
+from rpd_jax.student.state_features import KINDS
 from rpd_jax.tasks import find_task
 from rpd_jax.teachers import teacher_names
 
@@ -46,8 +47,8 @@ _SIZE = several(whole(1, 4096), "must be () or height and width, 1 to 4096 pixel
 _RESIZE = dataclasses.replace(_SIZE, allows=lambda value: len(value) == 0 or _SIZE.allows(value))
 _COEFFICIENT = number(0, 10**6)
 # Whose fields are below; the teacher of another package may have fields of its own.
-_OUR_TEACHERS = ("octo", "openvla", "openpi")
-_OF_CHECKPOINTS = ("octo", "openvla")
+_OUR_TEACHERS = ("octo", "openvla", "openpi", "student")
+_OF_CHECKPOINTS = ("octo", "openvla", "student")
 # Whose checkpoints the profiles name.
 _PROFILES_TEACHER = "octo"
 # Less is lost beside 1 in float32.
@@ -55,6 +56,7 @@ _LEAST = 1e-6
 
 SETTINGS: dict[str, Check] = {
     "algorithm": text(empty=False),  # see NAMES
+    "refine": one_of("pixels", "state"),
     "profile": text(empty=False),  # "auto" or one of the config's own `profiles`
     "seed": whole(0, 2**32 - 1),
     "total_steps": whole(1, 10**10),
@@ -76,6 +78,8 @@ SETTINGS: dict[str, Check] = {
     "student.precision": one_of(*PRECISIONS),
     "student.initial_log_std": number(-10, 5),
     "student.value_stop_gradient": flag(),
+    "student.critic": one_of(*CRITICS),
+    "student.state": one_of(*KINDS),
     "teacher.name": text(empty=False),  # see NAMES
     "teacher.checkpoint": text(),
     "teacher.instruction": text(),
@@ -105,6 +109,7 @@ SETTINGS: dict[str, Check] = {
     "ppo.num_minibatches": whole(1, 10**6),
     "ppo.learning_rate": number(0, 1),
     "ppo.learning_rate_final": number(0, 1),
+    "ppo.critic_first": whole(0, 10**10),
     "ppo.gamma": number(0, 1),
     "ppo.gae_lambda": number(0, 1),
     "ppo.finite_horizon": flag(),
@@ -127,12 +132,17 @@ SETTINGS: dict[str, Check] = {
     "distill.replay": whole(0, 10**8),
     "distill.replay_batch": whole(0, 10**6),
     "distill.replay_coef": _COEFFICIENT,
+    "distill.replay_both": flag(),
+    "distill.guide": number(0, 1),
+    "distill.guide_final": number(0, 1),
     "distill.augment": whole(0, 4096),
     "distill.augment_ppo": flag(),
     "eval.every": whole(1, 10**9),
     "eval.episodes": whole(1, 10**6),
     "eval.final_episodes": whole(1, 10**6),
     "eval.video_episodes": whole(0, 1000),
+    "eval.until": number(0, 1),
+    "eval.patience": whole(0, 10**6),
     "checkpoint.every": whole(1, 10**9),
     "checkpoint.keep": whole(1, 10**6),
     "checkpoint.keep_best": whole(0, 10**6),
@@ -159,7 +169,9 @@ def _keeps_replay(config: ConfigDict) -> bool:
 
 
 def _repeats_itself(config: ConfigDict) -> bool:
-    return config.distill.num_samples == 1 or (config.teacher.name == "openvla" and config.teacher.temperature == 0)
+    return config.distill.num_samples == 1 or (
+        config.teacher.name in ("openvla", "student") and config.teacher.temperature == 0
+    )
 
 
 # What cannot be, and the sentence for it.
@@ -210,6 +222,29 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         "distill.coef={c.distill.coef} leaves {c.algorithm} nothing to learn: it has the distillation term alone.",
     ),
     (
+        lambda c: (
+            c.refine == "pixels"
+            and find_algorithm(c.algorithm).reinforces
+            and (c.distill.guide or c.distill.guide_final)
+        ),
+        "distill.guide lets the teacher act, and PPO can only learn from actions of the student's own policy: set "
+        "distill.guide and distill.guide_final to 0, or use algorithm=dagger.",
+    ),
+    (
+        lambda c: c.refine == "state" and not _sees_frames(c),
+        "refine='state' ends with a student that sees frames, and student.observation='state' sees none: set "
+        "student.observation to rgb, or refine to pixels.",
+    ),
+    (
+        lambda c: c.refine == "state" and find_algorithm(c.algorithm).reads_spread,
+        "refine='state' keeps one label of each frame, and algorithm={c.algorithm} reads the spread of several: choose "
+        "another algorithm, or refine=pixels.",
+    ),
+    (
+        lambda c: c.refine == "state" and c.student.image_size != c.env.image_size,
+        "refine='state' keeps frames as they are drawn: set student.image_size and env.image_size alike.",
+    ),
+    (
         lambda c: c.algorithm == "ppd" and c.distill.std_floor == 0 and _repeats_itself(c),
         "distill.std_floor=0 makes the loss of ppd infinite where all samples of a frame are the same: raise it, or "
         "draw different ones (distill.num_samples of 2 or more, and with OpenVLA a teacher.temperature above 0).",
@@ -232,6 +267,10 @@ MACHINE: tuple[tuple[Callable[..., bool], str], ...] = (
         lambda c, devices, **_: _batch(c) // devices < c.ppo.num_minibatches,
         "ppo.num_minibatches={c.ppo.num_minibatches} is too many for the {batch} frames of an iteration "
         "(env.num_envs x ppo.rollout_steps) on {devices} devices: each device needs a frame of each minibatch.",
+    ),
+    (
+        lambda c, processes, **_: c.refine == "state" and processes > 1,
+        "refine='state' runs in one process, and {processes} are connected: start one for each run.",
     ),
     (
         lambda c, frames, memory, **_: frames > memory,
@@ -260,14 +299,19 @@ def resolve(config: ConfigDict) -> ConfigDict:
     profiles = _profiles(config)
     check_value("profile", config.profile, one_of("auto", *profiles))
     check_value("teacher.name", config.teacher.name, SETTINGS["teacher.name"])
+    check_value("refine", config.refine, SETTINGS["refine"])
     if config.profile == "auto":
-        if has_cuda():
+        if config.refine == "state":
+            config.profile = "refine"
+        elif has_cuda():
             config.profile = "paper"
         else:
             config.profile = "cpu_state" if config.student.observation == "state" else "cpu"
     if config.teacher.name != _PROFILES_TEACHER and config.teacher.checkpoint is None:
         config.teacher.checkpoint = default_checkpoint(config.teacher)
     _fill(config, profiles)
+    if config.refine == "pixels":
+        _drop_stages(config)
     check_fields(config, _table(config))
     if config.env.backend == "auto":
         config.env.backend = "gpu" if has_cuda() else "cpu"
@@ -275,6 +319,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.teacher.overlap = "on" if _teacher_has_own_hardware(config) else "off"
     check(config)
     return config
+
+
+def _drop_stages(config: ConfigDict) -> None:
+    """Takes the settings of stages that the run does not have out of a config."""
+    for path, _ in fields(config.get("stages", ConfigDict())):
+        if get(config.stages, path) is not None and config.profile != "refine":
+            raise UserError(
+                f"stages.{path} is a setting of refine='state': leave it out, or set --config.refine=state."
+            )
+    if "stages" in config:
+        del config.stages
 
 
 def check(config: ConfigDict) -> None:
@@ -291,9 +346,18 @@ def check(config: ConfigDict) -> None:
 def _table(config: ConfigDict) -> dict[str, Check]:
     """`SETTINGS`, and the fields that the teacher of another package has for itself."""
     if not isinstance(config.get("teacher"), ConfigDict) or config.teacher.get("name") in _OUR_TEACHERS:
-        return SETTINGS
+        return SETTINGS | _stages_table(config)
     own = (f"teacher.{name}" for name, _ in fields(config.teacher))
-    return dict.fromkeys(own, anything()) | SETTINGS
+    return dict.fromkeys(own, anything()) | SETTINGS | _stages_table(config)
+
+
+def _stages_table(config: ConfigDict) -> dict[str, Check]:
+    """Checks of the settings that a stage has for itself: those of the setting that it replaces there."""
+    stages = config.get("stages")
+    if not isinstance(stages, ConfigDict):
+        return {}
+    paths = ((path, path.partition(".")[2]) for path, _ in fields(stages))
+    return {f"stages.{path}": SETTINGS[setting] for path, setting in paths if setting in SETTINGS}
 
 
 def check_student(student: ConfigDict) -> None:
@@ -305,7 +369,8 @@ def check_student(student: ConfigDict) -> None:
 def check_machine(config: ConfigDict) -> None:
     """Raises UserError if a resolved config asks too much of the devices that JAX sees here."""
     devices = jax.device_count()
-    _refuse(MACHINE, config, devices=devices, frames=_kept_frames(config) / devices, memory=_memory())
+    machine = {"devices": devices, "processes": jax.process_count()}
+    _refuse(MACHINE, config, **machine, frames=_kept_frames(config) / devices, memory=_memory())
 
 
 def _refuse(table: tuple[tuple[Callable[..., bool], str], ...], config: ConfigDict, **machine: float) -> None:
@@ -344,9 +409,14 @@ def default_checkpoint(teacher: ConfigDict) -> str:
 
 
 def departures(config: ConfigDict, profile: ConfigDict, prefix: str = "") -> list[str]:
-    """Names and values of the settings in which a resolved config departs from `profile`, as "part.name=value"."""
+    """Names and values of the settings in which a resolved config departs from `profile`, as "part.name=value".
+
+    What only one of them has, such as the settings of stages, is left out.
+    """
     names = []
     for name, value in profile.items():
+        if name not in config:
+            continue
         if isinstance(value, ConfigDict):
             names += departures(config[name], value, f"{prefix}{name}.")
         elif config[name] != value:
@@ -367,9 +437,9 @@ def _fill(config: ConfigDict, profiles: Mapping[str, ConfigDict]) -> None:
     """Gives open fields the values of the config's profile."""
     if config.profile not in profiles:
         raise UserError(f"The config lacks profiles.{config.profile}: make it with get_config of a file of configs/.")
-    profile = profiles[config.profile]
+    profile, table = profiles[config.profile], _table(config)
     for path, _ in fields(profile):
-        if path not in SETTINGS:
+        if path not in table:
             raise UserError(f"profiles.{config.profile}.{path} is no field of the config: leave it out.")
         if get(config, path) is None:
             config.update_from_flattened_dict({path: get(profile, path)})

@@ -17,6 +17,10 @@ class Teacher(Protocol):
 
     Attributes:
         worthwhile_batch: frames, at least so many of which should be looked at together.
+
+    A teacher that looks at the simulator's state says so by an attribute `sees_state = True`: `act` and `begin` are
+    then given `state` float32 [B, D] too, by that name. One that looks at nothing else has `sees_frames = False`
+    besides, and is given None for the frames where nobody else looks at them.
     """
 
     worthwhile_batch: int
@@ -55,6 +59,16 @@ class Teacher(Protocol):
 
     def close(self) -> None:
         """Releases processes and memory; further calls of `act` are errors."""
+
+
+def sees_frames(teacher: Teacher) -> bool:
+    """True if it must be shown frames."""
+    return getattr(teacher, "sees_frames", True)
+
+
+def look(teacher: Teacher, state: Array | None) -> dict[str, Array]:
+    """The arguments of `act` and `begin` that only some teachers take: the state, for those that see it."""
+    return {"state": state} if getattr(teacher, "sees_state", False) else {}
 
 
 def load_teacher(config: ConfigDict) -> Teacher:

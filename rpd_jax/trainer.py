@@ -18,16 +18,18 @@ from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.errors import UserError
 from rpd_jax.learning.algorithms import find_algorithm
 from rpd_jax.report.figures import plot_run
+from rpd_jax.report.stage_curves import plot_stages
 from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.run.directory import check_run, open_run
 from rpd_jax.run.ending import saved_at_an_early_end, told_if_no_room
 from rpd_jax.run.lock import hold
 from rpd_jax.run.metrics import MetricsLog
-from rpd_jax.run.records import read_results
+from rpd_jax.run.records import read_results, read_rows, read_teacher
 from rpd_jax.run.stages import StageClock
 from rpd_jax.run.stop import StopRequest
 from rpd_jax.run.whole_file import write_json
+from rpd_jax.stages import StagePlan, plan
 from rpd_jax.training_run.console import TrainingConsole, TrainingProgress
 from rpd_jax.training_run.fields import TRAINING
 
@@ -56,16 +58,54 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
             console.settings(config, settings.departures(config, paper), workdir)
             results_path = workdir / "results.json"
             if not results_path.exists():
-                with contextlib.ExitStack() as stack, processes.ending_together():
-                    results = Trainer(config, workdir, console, stack).run()
+                with processes.ending_together():
+                    results = _run_stages(plan(config, workdir), config, console)
                 if processes.is_first():
                     write_json(results_path, results)
                 processes.wait_for_all()
             results = read_results(results_path)
             if processes.is_first():
-                plot_run(workdir, workdir / "curve.png")
+                _plot(plan(config, workdir), workdir / "curve.png")
             console.finish(results, workdir)
             return results
+
+
+def _run_stages(stages: list[StagePlan], config: ConfigDict, console: TrainingConsole) -> dict:
+    """One stage after the other, without those that an earlier start of the run ended; what results.json will hold."""
+    reached: dict[str, dict] = {}
+    for number, stage in enumerate(stages, start=1):
+        last, path = number == len(stages), stage.directory / "results.json"
+        if len(stages) > 1:
+            console.stage(stage.name, number, len(stages), settings.departures(stage.config, config))
+        if not last:
+            open_run(stage.directory, stage.config, TRAINING)
+        if last or not path.exists():
+            with contextlib.ExitStack() as stack:
+                steps_before = sum(before["steps"] for before in reached.values())
+                results = Trainer(stage, console, stack, steps_before).run()
+            if last:
+                break
+            write_json(path, results)
+        reached[stage.name] = read_results(path)
+        if (stage.directory / "teacher.json").exists():
+            # The run's own: what its student is compared with.
+            write_json(stages[-1].directory / "teacher.json", read_teacher(stage.directory / "teacher.json"))
+    results["algorithm"] = config.algorithm
+    if reached:
+        results["stages"] = reached | {
+            stages[-1].name: {name: results[name] for name in ("student", "steps", "minutes")}
+        }
+    return results
+
+
+def _plot(stages: list[StagePlan], path: Path) -> None:
+    """Draws success over training."""
+    config = stages[-1].config
+    if len(stages) == 1:
+        plot_run(stages[-1].directory, path)
+    else:
+        title = f"{config.env.task}, {stages[-2].config.algorithm}, seed {config.seed}"
+        plot_stages({stage.name: stage.directory for stage in stages}, title, path)
 
 
 @contextlib.contextmanager
@@ -84,30 +124,32 @@ def _held_run(workdir: str | Path, config: ConfigDict, console: TrainingConsole)
 class Trainer:
     """Everything a run owns, and its loop.
 
-    A run is a sequence of stretches that end with an evaluation or a checkpoint. Each begins with newly seeded
-    episodes, and all randomness of an iteration comes from the seed and the iteration's number. So a run that was
-    killed and started again from a checkpoint goes through the same states as one that was not.
+    Of one stage, that is; `rpd_jax.stages` says which there are. It is a sequence of stretches that end with an
+    evaluation or a checkpoint. Each begins with newly seeded episodes, and all randomness of an iteration comes from
+    the seed and the iteration's number. So a run that was killed and started again from a checkpoint goes through the
+    same states as one that was not.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, console: TrainingConsole, stack: contextlib.ExitStack):
+    def __init__(self, plan: StagePlan, console: TrainingConsole, stack: contextlib.ExitStack, steps_before: int = 0):
         """Starts the teacher and the environments and restores the newest checkpoint.
 
         Args:
-            config: resolved.
-            workdir: where everything is written.
+            plan: the stage, the only one in most runs.
             console: what the user sees.
             stack: closes what the trainer opened.
+            steps_before: environment steps of earlier stages.
         """
-        self.config, self.workdir, self.console = config, workdir, console
+        self.config, self.workdir, self.console = plan.config, plan.directory, console
+        config, workdir, self.steps_before = plan.config, plan.directory, steps_before
         self.batch = config.env.num_envs * config.ppo.rollout_steps
         self.num_iterations = config.total_steps // self.batch
         self.root_key = jax.random.key(config.seed)
         self.stop = stack.enter_context(StopRequest())
         self.stop.unsaved = jax.process_count() > 1  # several processes only end together
-        self.stage = Stage.open(config, stack)
+        self.stage = Stage.open(config, stack, plan.asks_teacher)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         stack.callback(self.checkpoints.close)
-        self.state = self._restore(self.stage.fresh_state(self.root_key))
+        self.state = self._restore(plan)
         if processes.is_first():
             # A row that the checkpoint holds is written again, also where it was written before a kill.
             logged = self.state.iteration - (self.state.row is not None)
@@ -131,9 +173,13 @@ class Trainer:
             seconds = estimate_seconds(self.stage, self.stop.check)
             self.console.estimate(seconds * (self.num_iterations - self.state.iteration))
             student = self._iterate()
+        results = {"algorithm": self.config.algorithm, "student": student, "teacher": teacher}
         if processes.is_first():
             self.console.iteration_split(self.workdir / "metrics.jsonl")
-        return {"algorithm": self.config.algorithm, "student": student, "teacher": teacher}
+            rows = read_rows(self.workdir / "metrics.jsonl")
+            results |= {"steps": self.state.iteration * self.batch}
+            results |= {"minutes": sum(row["time/total"] for row in rows) / 60.0}
+        return results
 
     def _iterate(self) -> dict[str, float] | None:
         """Iterations, evaluations and checkpoints to the end; returns the final evaluation (in the first process)."""
@@ -141,14 +187,17 @@ class Trainer:
         position = None  # of the environments; None: they are to be reset
         with self.console.training(self.num_iterations, self.state.iteration, self.batch) as progress:
             while True:
-                if self.state.row is None and self.state.iteration < self.num_iterations:
+                if self.state.row is None and not self._ended():
                     position = self._learn(position, clock)
                 iteration = self.state.iteration
-                last = iteration == self.num_iterations
                 result = success = None
-                if last or iteration % config.eval.every == 0:
-                    result, success = self._evaluate(last, clock)
+                if not self._ended() and iteration % config.eval.every == 0:
+                    result, success = self._evaluate(False, clock)
+                    self.state = dataclasses.replace(self.state, evaluations=(*self.state.evaluations, success))
                     position = None
+                last = self._ended()
+                if last:
+                    result, success = self._evaluate(True, clock)
                 if self.state.row is not None:
                     self._log(result, clock, progress)
                 # After the log: a checkpoint says that everything before it is on disk.
@@ -160,10 +209,16 @@ class Trainer:
                 if last:
                     return result
 
+    def _ended(self) -> bool:
+        """True after the last iteration: by their number, or because there is nothing more to train for."""
+        until, patience = self.config.eval.until, self.config.eval.patience
+        return self.state.iteration == self.num_iterations or self.state.ended(until, patience)
+
     def _learn(self, position: collect.Position | None, clock: StageClock) -> collect.Position:
         """One iteration: rollout, labels, update. Returns where the environments stand."""
         config, stage, iteration = self.config, self.stage, self.state.iteration
         keys, coefficients = iteration_keys(self.root_key, iteration), stage.coefficients(iteration * self.batch)
+        guidance = stage.guidance(iteration * self.batch)
         labelled = coefficients.distill > 0.0
         with processes.together():
             if position is None:
@@ -171,7 +226,7 @@ class Trainer:
                     seed = episode_seeds(config.seed, "train", iteration)
                     position = collect.start(stage.envs, seed, stage.draws(labelled))
             frames, position, episodes = stage.collect(
-                self.state, position, config.ppo.rollout_steps, keys, labelled, clock, self.stop.check
+                self.state, position, config.ppo.rollout_steps, keys, labelled, clock, self.stop.check, guidance
             )
             self._refuse(stage.learner.nonfinite_input(frames))
         lost = float((~frames.valid).sum())
@@ -183,6 +238,8 @@ class Trainer:
         row = {f"train/{name}": float(value) for name, value in metrics.items()}
         row |= {"train/distill_coef": coefficients.distill, "train/learning_rate": coefficients.learning_rate}
         row |= {f"rollout/{name}": float(values.mean()) for name, values in episodes.items() if len(values)}
+        if guidance:
+            row["train/guidance"] = guidance
         if config.env.restart_workers:
             row["rollout/lost_steps"] = lost
         self.state = dataclasses.replace(self.state, row=row)
@@ -202,7 +259,7 @@ class Trainer:
         if result:
             row |= {f"eval/{name}": value for name, value in result.items()}
         if processes.is_first():
-            self.log.write(self.state.iteration - 1, self.state.iteration * self.batch, row)
+            self.log.write(self.state.iteration - 1, self.steps_before + self.state.iteration * self.batch, row)
         progress.advance(row)
         self.state = dataclasses.replace(self.state, row=None)
 
@@ -210,13 +267,15 @@ class Trainer:
         self.state.save(self.checkpoints, self.state.iteration * self.batch, success)
         self.stop.unsaved = jax.process_count() > 1
 
-    def _restore(self, fresh: TrainingState) -> TrainingState:
-        """The newest checkpoint's state, or `fresh` if there is none; says what no checkpoint can hold."""
+    def _restore(self, plan: StagePlan) -> TrainingState:
+        """The newest checkpoint's state, or that which the stage begins with; says what no checkpoint can hold."""
         say, latest = self.console.say, self.checkpoints.latest
-        if latest is not None:
-            say(f"Continuing after iteration {latest} of {self.num_iterations}.")
-            if latest % self.config.eval.every and latest % self.config.checkpoint.every:
-                say("The episodes that ran then are lost: the environments begin new ones.")
+        fresh = self.stage.fresh_state(self.root_key)
+        if latest is None:
+            return plan.begin(self.stage, fresh)
+        say(f"Continuing after iteration {latest} of {self.num_iterations}.")
+        if latest % self.config.eval.every and latest % self.config.checkpoint.every:
+            say("The episodes that ran then are lost: the environments begin new ones.")
         return fresh.restored(self.checkpoints, say)
 
     def _refuse(self, term: str | None) -> None:

@@ -15,6 +15,7 @@ PACKAGES = ("rpd_jax", "octo_teacher", "openvla_bridge")
 FLOORS = {
     "rpd_jax": (
         ("trainer",),
+        ("stages",),
         ("sweep",),
         ("report", "export"),
         ("evaluate",),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rpd_jax.acting.guide import ACTORS, Guide
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.learning.learner import Learner
 from rpd_jax.learning.rollout import Rollout
@@ -22,6 +23,7 @@ class Position:
     rgb: jax.Array | np.ndarray | None  # uint8 [N, H, W, 3], None where none are drawn
     state: jax.Array | np.ndarray  # float32 [N, D]
     done: np.ndarray  # bool [N]
+    actors: np.ndarray | None = None  # int [N], who acts in each episode, see `Guide`; None: to be drawn
 
 
 def start(envs: VectorEnv, seed: int, drawn: bool = True) -> Position:
@@ -39,8 +41,9 @@ def rollout(
     num_steps: int,
     key: jax.Array,
     check_stop: Callable[[], None] = lambda: None,
-    on_frames: Callable[[jax.Array | np.ndarray], None] | None = None,
+    on_frames: Callable[[jax.Array | np.ndarray | None, jax.Array | np.ndarray], None] | None = None,
     drawn: bool = True,
+    guide: Guide | None = None,
 ) -> tuple[Rollout, Position, dict[str, np.ndarray]]:
     """Steps all N environments `num_steps` times with sampled actions.
 
@@ -52,13 +55,14 @@ def rollout(
         num_steps: T.
         key: of the sampled actions.
         check_stop: called once per step; may raise to leave early.
-        on_frames: called with each step's frames uint8 [N, H, W, 3], while the environments wait for its return: it
-            should only begin what it does.
+        on_frames: called with each step's frames uint8 [N, H, W, 3] (None where none are drawn) and states, while the
+            environments wait for its return: it should only begin what it does.
         drawn: somebody looks at the frames; if not, none are drawn and the rollout's `rgb` is None.
+        guide: lets the teacher act in some of the episodes; the actions there are not those of the student's policy.
 
     Returns:
         The rollout without teacher labels; the next position; success, return and length (float32 [K] each) of the K
-        episodes that ended.
+        episodes that ended, those of a guide under names of their own ("sample_success" and so on).
     """
     on_host = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
     if envs.drawing != drawn:
@@ -67,7 +71,10 @@ def rollout(
     columns: dict[str, list] = {
         name: [] for name in ("state", "actions", "logprobs", "values", "rewards", "dones", "valid")
     }
-    episodes: dict[str, list[float]] = {"success": [], "return": [], "length": []}
+    episodes: dict[str, list[float]] = {
+        who + name: [] for who in (ACTORS if guide else ACTORS[:1]) for name in ("success", "return", "length")
+    }
+    actors = np.zeros(envs.num_envs, int) if guide is None else position.actors
     finals: list[tuple[int, int, np.ndarray, np.ndarray]] = []
     keys = jax.random.split(key, num_steps)
     for t in range(num_steps):
@@ -77,11 +84,14 @@ def rollout(
         if drawn:
             frames.add(rgb)
         action, logprob, value = learner.policy_step(params, rgb, position.state, keys[t])
+        if guide is not None:
+            actors = guide.actors(t, actors, position.done)
+            action = guide.actions(action, actors, rgb, position.state)
         clipped = jnp.clip(action, -1.0, 1.0)
         if on_frames is not None:
             # Else the action would wait for what is begun here.
             jax.block_until_ready(clipped)
-            on_frames(rgb)
+            on_frames(rgb, position.state)
         step = envs.step(clipped)
         for name, row in (
             ("state", position.state),
@@ -97,10 +107,11 @@ def rollout(
         for n in np.flatnonzero(done):
             final_rgb = np.array(step.final_rgb[n]) if drawn else None
             finals.append((t, n, final_rgb, np.array(step.final_state[n])))
-            episodes["success"].append(float(step.episode.success[n]))
-            episodes["return"].append(float(step.episode.episode_return[n]))
-            episodes["length"].append(float(step.episode.length[n]))
-        position = Position(step.rgb, step.state, done | ~np.asarray(step.valid))
+            who = ACTORS[actors[n]]
+            episodes[who + "success"].append(float(step.episode.success[n]))
+            episodes[who + "return"].append(float(step.episode.episode_return[n]))
+            episodes[who + "length"].append(float(step.episode.length[n]))
+        position = Position(step.rgb, step.state, done | ~np.asarray(step.valid), actors)
     values, valid = jnp.stack(columns["values"]), np.stack(columns["valid"])
     dones, final_values = cut_lost_steps(
         np.stack(columns["dones"]),

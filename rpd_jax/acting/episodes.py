@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
-from rpd_jax.teachers import Teacher
+from rpd_jax.teachers import Teacher, look
 
 # act(rgb uint8 [N, H, W, 3], state float32 [N, D], key) -> actions [N, A]
 Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -41,7 +41,7 @@ class Episodes:
 
 def teacher_act(teacher: Teacher, instruction: str) -> Act:
     """A teacher's own actions, sampled, the first of each chunk."""
-    return lambda rgb, state, key: teacher.act(rgb, instruction, key)[0]
+    return lambda rgb, state, key: teacher.act(rgb, instruction, key, **look(teacher, state))[0]
 
 
 def run_episodes(
@@ -52,6 +52,7 @@ def run_episodes(
     video_episodes: int = 0,
     check_stop: Callable[[], None] = lambda: None,
     on_step: Callable[[int], None] = lambda finished: None,
+    sees_frames: bool = True,
 ) -> Episodes:
     """Runs at least `num_episodes` episodes from freshly seeded environments.
 
@@ -65,6 +66,7 @@ def run_episodes(
         video_episodes: environments whose first episode's frames are kept.
         check_stop: called once per step; may raise to leave early.
         on_step: called after each step with the number of episodes that have ended.
+        sees_frames: False where `act` looks at the state alone: frames are drawn for the videos only then.
 
     Raises:
         UserError: an action is not finite.
@@ -72,8 +74,9 @@ def run_episodes(
     quota = math.ceil(num_episodes / envs.num_envs)
     counts = np.zeros(envs.num_envs, int)
     finished: list[tuple[float, float, float]] = []
-    rgb = envs.reset(seed)
     filmed = min(video_episodes, envs.num_envs)
+    envs.set_drawing(sees_frames or filmed > 0)
+    rgb = envs.reset(seed)
     films: list[list[np.ndarray]] = [[np.array(rgb[i])] for i in range(filmed)]
     key = jax.random.key(seed)
     for t in itertools.count():
@@ -94,6 +97,8 @@ def run_episodes(
             counts[i] += 1
         on_step(len(finished))
         rgb = step.rgb
+        if envs.drawing and not sees_frames and (counts[:filmed] > 0).all():
+            rgb = envs.set_drawing(False)
         if (counts == quota).all():
             break
     success, episode_return, length = np.array(finished, np.float32).T

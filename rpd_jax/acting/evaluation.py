@@ -10,6 +10,7 @@ from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.acting.video import write_filmstrip, write_video
 from rpd_jax.run.records import read_teacher
 from rpd_jax.run.whole_file import write_json
+from rpd_jax.teachers import sees_frames
 
 
 def evaluate_student(
@@ -28,7 +29,6 @@ def evaluate_student(
         As `Episodes.summary`.
     """
     config, params = stage.config, stage.learner.local_params(state.learner)
-    stage.envs.set_drawing(stage.learner.network.sees_frames or (last and config.eval.video_episodes > 0))
     episodes = run_episodes(
         stage.envs,
         lambda rgb, state, key: stage.learner.mean_action(params, rgb, state),
@@ -36,6 +36,7 @@ def evaluate_student(
         episode_seeds(config.seed, "final evaluation" if last else "evaluation"),
         config.eval.video_episodes if last else 0,
         check_stop,
+        sees_frames=stage.learner.network.sees_frames,
     )
     if episodes.videos:
         write_video(workdir / "videos" / "student.mp4", episodes.videos)
@@ -62,7 +63,6 @@ def measure_teacher(
         return read_teacher(path)
     if stage.labeller is None or not config.teacher.eval_episodes:
         return None
-    stage.envs.set_drawing(True)
     say(f"Measuring the teacher over {config.teacher.eval_episodes} episodes.")
     episodes = run_episodes(
         stage.envs,
@@ -71,6 +71,7 @@ def measure_teacher(
         episode_seeds(config.seed, "final evaluation"),
         config.eval.video_episodes,
         check_stop,
+        sees_frames=sees_frames(stage.labeller.teacher),
     )
     if episodes.videos:
         write_video(workdir / "videos" / "teacher.mp4", episodes.videos)

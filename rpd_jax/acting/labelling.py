@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rpd_jax.learning.learner import Learner
+from rpd_jax.learning.minibatches import flat
 from rpd_jax.learning.rollout import Rollout
 from rpd_jax.tasks import find_task
-from rpd_jax.teachers import Teacher
+from rpd_jax.teachers import Teacher, look
 
 
 class Labeller:
@@ -33,17 +34,18 @@ class Labeller:
         self._sets, self._samples = learner.label_sets, learner.num_samples
         self._averaged = config.distill.averaged if self._samples == 1 else 1
 
-    def begin(self, key: jax.Array) -> Callable[[jax.Array], None] | None:
+    def begin(self, key: jax.Array) -> Callable[[jax.Array | None, jax.Array], None] | None:
         """Begins a rollout.
 
         Args:
             key: of the teacher's samples.
 
         Returns:
-            what `collect.rollout` is to call with the frames of each step; None if the labels come afterwards.
+            what `collect.rollout` is to call with the frames and states of each step; None if the labels come
+            afterwards.
         """
         self._key = key
-        self._unseen: list[jax.Array] = []
+        self._unseen: list[tuple[jax.Array | None, jax.Array]] = []
         self._answers: list[Callable[[], jax.Array]] = []
         self._asked = 0
         return self._see if self._overlap else None
@@ -54,25 +56,44 @@ class Labeller:
         Returns:
             labels float32 [E, S, T, N, A]: 4·E·S·T·N·A bytes.
         """
-        num_steps, num_envs, *frame_shape = rollout.rgb.shape
-        if not self._overlap:
-            self._unseen.append(rollout.rgb.reshape(num_steps * num_envs, *frame_shape))
+        num_steps, num_envs, _ = rollout.actions.shape
+        if not self._asked and not self._unseen:
+            self._unseen.append((None if rollout.rgb is None else flat(rollout.rgb), flat(rollout.state)))
         self._ask()
         answers = [answer() for answer in self._answers]
         actions = jnp.concatenate(answers, axis=1) if len(answers) > 1 else answers[0]
         actions = actions.reshape(self._averaged, self._sets, self._samples, num_steps, num_envs, -1).mean(axis=0)
         return rollout.replace(teacher_actions=actions)
 
-    def _see(self, rgb: jax.Array) -> None:
-        self._unseen.append(rgb)
-        if sum(map(len, self._unseen)) >= self.teacher.worthwhile_batch:
+    def act(self, rgb: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the teacher would do now: a single sample and its label, float32 [N, A]; `label` asks no second time.
+
+        Args:
+            rgb: frames of a step uint8 [N, H, W, 3], or None where it sees the state only.
+            state: float32 [N, D].
+        """
+        self._unseen.append((rgb, state))
+        self._ask()
+        samples = self._answers[-1]()
+        return samples[0], samples[:: self._sets * self._samples].mean(axis=0)
+
+    def _see(self, rgb: jax.Array | None, state: jax.Array) -> None:
+        self._unseen.append((rgb, state))
+        if sum(len(state) for _, state in self._unseen) >= self.teacher.worthwhile_batch:
             self._ask()
 
     def _ask(self) -> None:
         if not self._unseen:
             return
-        frames = self._unseen[0] if len(self._unseen) == 1 else jnp.concatenate(self._unseen)
+        frames, states = (_joined(parts) for parts in zip(*self._unseen, strict=True))
         self._unseen = []
         samples = self._sets * self._samples * self._averaged
-        self._answers.append(self.teacher.begin(frames, self.instruction, self._key, samples, self._asked))
-        self._asked += len(frames)
+        arguments = (frames, self.instruction, self._key, samples, self._asked)
+        self._answers.append(self.teacher.begin(*arguments, **look(self.teacher, states)))
+        self._asked += len(states)
+
+
+def _joined(parts):
+    if parts[0] is None or len(parts) == 1:
+        return parts[0]
+    return jnp.concatenate(parts)

@@ -45,7 +45,6 @@ def measure_policy(
     env_config.reward_mode = "normalized_dense"
     env_config.num_envs = min(env_config.num_envs, num_episodes)
     with make_vector_env(env_config) as envs:
-        envs.set_drawing(sees_frames or video is not None)
         episodes = run_episodes(
             envs,
             act,
@@ -53,6 +52,7 @@ def measure_policy(
             seed,
             video_episodes=8 if video else 0,
             on_step=on_step,
+            sees_frames=sees_frames,
         )
     if video:
         write_video(video, episodes.videos)

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rpd_jax.acting import collect
+from rpd_jax.acting.guide import Guide
 from rpd_jax.acting.labelling import Labeller
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.envs.factory import make_vector_env
@@ -22,7 +23,7 @@ from rpd_jax.learning.sharding import make_mesh
 from rpd_jax.run import processes
 from rpd_jax.run.ending import told_if_no_memory
 from rpd_jax.student.networks import ActorCritic
-from rpd_jax.teachers import load_teacher
+from rpd_jax.teachers import load_teacher, sees_frames
 
 
 class Clock(Protocol):
@@ -62,19 +63,20 @@ class Stage:
     envs: VectorEnv
 
     @classmethod
-    def open(cls, config: ConfigDict, stack: contextlib.ExitStack) -> "Stage":
+    def open(cls, config: ConfigDict, stack: contextlib.ExitStack, asks_teacher: bool = True) -> "Stage":
         """Starts the teacher and the environments; `stack` closes them.
 
         Args:
             config: resolved; its environments are those of all processes together.
             stack: of the caller.
+            asks_teacher: False where all labels are in the replay from the beginning.
 
         Raises:
             UserError: settings, files or the machine do not allow it.
         """
         learner = Learner(ActorCritic.from_config(config.student), config, make_mesh())
         labeller = None
-        if learner.num_samples:
+        if learner.num_samples and asks_teacher:
             labeller = Labeller(load_teacher(config), config, learner)
             stack.callback(labeller.teacher.close)
         envs = stack.enter_context(make_vector_env(config.env, config.env.num_envs // jax.process_count()))
@@ -90,7 +92,12 @@ class Stage:
 
     def draws(self, labelled: bool) -> bool:
         """True if somebody looks at the frames of a rollout: the student, or the teacher who labels them."""
-        return self.learner.network.sees_frames or (labelled and self.labeller is not None)
+        asked = labelled and self.labeller is not None
+        return self.learner.network.sees_frames or (asked and sees_frames(self.labeller.teacher))
+
+    def guidance(self, step: int) -> float:
+        """The share of episodes that the teacher acts in after `step` environment steps."""
+        return schedules.guide_share(self.config, step) if self.labeller else 0.0
 
     def coefficients(self, step: int) -> Coefficients:
         """What an update after `step` environment steps weighs its terms with, and its learning rate."""
@@ -106,6 +113,7 @@ class Stage:
         labelled: bool,
         clock: Clock,
         check_stop: Callable[[], None] = lambda: None,
+        guidance: float = 0.0,
     ) -> tuple[Rollout, collect.Position, dict[str, np.ndarray]]:
         """First half of an iteration: this process's student steps its environments, its teacher labels the frames.
 
@@ -117,6 +125,7 @@ class Stage:
             labelled: False leaves the labels out, as where nothing weighs them.
             clock: counts "simulate+render" and "label"; where they overlap, the latter is what is left to wait for.
             check_stop: called once per step; may raise to leave early.
+            guidance: share of episodes that the teacher acts in; its labels of each step are waited for then.
 
         Returns:
             As `collect.rollout`, labels included.
@@ -124,6 +133,10 @@ class Stage:
         labeller = self.labeller if labelled else None
         with clock.stage("simulate+render"):
             on_frames = labeller.begin(processes.own_key(keys.teacher)) if labeller else None
+            guide = None
+            if labeller and guidance:
+                key = jax.random.fold_in(processes.own_key(keys.policy), num_steps)
+                on_frames, guide = None, Guide(labeller, guidance, key)
             rollout, position, episodes = collect.rollout(
                 self.envs,
                 self.learner,
@@ -134,6 +147,7 @@ class Stage:
                 check_stop,
                 on_frames,
                 self.draws(labelled),
+                guide,
             )
             jax.block_until_ready(rollout)
         with clock.stage("label"):
@@ -169,4 +183,4 @@ class Stage:
             replay = state.replay
             if rollout.teacher_actions is not None:
                 replay = self.learner.extend_replay(replay, rollout)
-        return TrainingState(learner, replay, state.iteration + 1), metrics
+        return dataclasses.replace(state, learner=learner, replay=replay, iteration=state.iteration + 1), metrics

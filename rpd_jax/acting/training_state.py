@@ -19,12 +19,21 @@ class TrainingState:
         replay: labelled frames, or None where it is off.
         iteration: iterations done.
         row: metrics of the last of them, while they are not logged.
+        evaluations: success in each evaluation so far.
     """
 
     learner: LearnerState
     replay: Replay | None
     iteration: int = 0
     row: dict[str, float] | None = None
+    evaluations: tuple[float, ...] = ()
+
+    def ended(self, until: float, patience: int) -> bool:
+        """True if there is nothing more to train for: see `eval.until` and `eval.patience`."""
+        if until and self.evaluations and self.evaluations[-1] >= until:
+            return True
+        before, recent = self.evaluations[:-patience], self.evaluations[-patience:]
+        return bool(patience and before) and max(recent) <= max(before)
 
     def save(self, checkpoints: Checkpoints, step: int, success: float | None = None) -> None:
         """Writes the checkpoint of this iteration; all processes of a run together.
@@ -40,6 +49,7 @@ class TrainingState:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._tree())):
             raise CheckpointError(f"The replay was lost when memory ran out: the same command {checkpoints.continues}.")
         progress = {"step": step, "row": self.row, "devices": jax.device_count()}
+        progress["evaluations"] = list(self.evaluations)
         checkpoints.save(self.iteration, self._tree(), progress, success)
 
     def restored(self, checkpoints: Checkpoints, say: Callable[[str], None]) -> "TrainingState":
@@ -57,7 +67,8 @@ class TrainingState:
         if replay is not None and devices != jax.device_count():
             replay = self.replay
             say(f"The replay starts empty: it was kept by {devices} devices and {jax.device_count()} are here.")
-        return TrainingState(tree["learner"], replay, iteration, progress.get("row"))
+        evaluations = tuple(progress.get("evaluations", ()))
+        return TrainingState(tree["learner"], replay, iteration, progress.get("row"), evaluations)
 
     def _tree(self) -> dict:
         tree = {"learner": self.learner}

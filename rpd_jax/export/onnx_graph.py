@@ -101,8 +101,21 @@ def _image_features(graph: _Graph, frames: str) -> str:
 
 
 def _state_features(graph: _Graph, state: str) -> str:
+    if "state_mean" in graph.weights:
+        state = _scaled(graph, state)
     if "state_dense/kernel" in graph.weights:
         return graph.add("Relu", [graph.dense(state, "state_dense")])
     for layer in ("trunk1", "trunk2"):
         state = graph.add("Tanh", [graph.dense(state, layer)])
     return state
+
+
+def _scaled(graph: _Graph, state: str) -> str:
+    deviation, limit = graph.weight("state_deviation"), graph.weights["state_range"]
+    normalized = graph.add("Div", [graph.add("Sub", [state, graph.weight("state_mean")]), deviation])
+    limits = [graph.constant("state_low", -limit), graph.constant("state_high", limit)]
+    features = [graph.add("Clip", [normalized, *limits])]
+    for index, scale in enumerate(graph.weights["state_scales"]):
+        scaled = graph.add("Mul", [state, graph.constant(f"state_scale{index}", scale)])
+        features.append(graph.add("Tanh", [graph.add("Div", [scaled, deviation])]))
+    return graph.add("Concat", features, axis=1)

@@ -26,6 +26,10 @@ def act(rgb=None, state=None):
             images = np.round(np.einsum("yh,bhwc,xw->byxc", W["resize"], images, W["resize"], optimize=True))
         images = conv(conv(conv(images / 255, "conv1", 4), "conv2", 2), "conv3", 1)
         features.append(np.maximum(dense(images.reshape(len(images), -1), "image_dense"), 0))
+    if state is not None and "state_mean" in W:
+        normalized = np.clip((state - W["state_mean"]) / W["state_deviation"], -W["state_range"], W["state_range"])
+        scaled = [np.tanh(scale * state / W["state_deviation"]) for scale in W["state_scales"]]
+        state = np.concatenate([normalized, *scaled], axis=1)
     if state is not None and "trunk1/kernel" in W:
         features.append(np.tanh(dense(np.tanh(dense(state, "trunk1")), "trunk2")))
     elif state is not None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rpd_jax.evaluate.trained_student import TrainedStudent
+from rpd_jax.student.state_features import RANGE, SCALES, deviation
 
 # Name in the file -> path in the parameters, for the layers that the mean action depends on.
 _LAYERS = {
@@ -24,7 +25,9 @@ def policy_weights(student: TrainedStudent) -> dict[str, np.ndarray]:
     """The arrays, float32, of the deterministic policy; the critic and log σ are left out.
 
     `<layer>/kernel` [k, k, C, O] or [C, O] and `<layer>/bias` [O]; `resize` [h, H], where the frames are scaled from
-    H×H to h×h pixels: resized = resize · frame · resizeᵀ, rounded to whole levels.
+    H×H to h×h pixels: resized = resize · frame · resizeᵀ, rounded to whole levels. Where the state is normalised,
+    `state_mean` [D], `state_deviation` [D], `state_range` and `state_scales` [k]: the layers see
+    clip((s − mean)/deviation, ±range) and tanh(scale · s/deviation) for each scale, side by side.
     """
     weights = {}
     for name, path in _LAYERS.items():
@@ -37,6 +40,12 @@ def policy_weights(student: TrainedStudent) -> dict[str, np.ndarray]:
         resize = resize_matrix(student.config.env.image_size, student.network.image_size)
         if resize is not None:
             weights["resize"] = resize
+    if student.network.sees_state and student.network.state == "scaled":
+        statistics = student.params["statistics"]["state_features"]
+        weights["state_mean"] = np.asarray(statistics["mean"], np.float32)
+        weights["state_deviation"] = np.asarray(deviation(statistics["variance"]), np.float32)
+        weights["state_range"] = np.float32(RANGE)
+        weights["state_scales"] = np.asarray(SCALES, np.float32)
     return weights
 
 

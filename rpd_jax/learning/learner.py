@@ -19,6 +19,7 @@ from rpd_jax.learning.rollout import Rollout, check_arrays
 from rpd_jax.learning.schedules import Coefficients
 from rpd_jax.learning.sharding import AXIS, REPLICATED
 from rpd_jax.student.networks import ActorCritic
+from rpd_jax.student.state_features import with_statistics
 
 INPUT_TERMS = ("actions", "logprobs", "values", "rewards", "final_values", "teacher_actions")
 # What must be finite in an update, in the order in which it is looked at.
@@ -130,21 +131,39 @@ class Learner:
         """An empty replay of `distill.replay` frames, or None where it is off."""
         if not self.uses_replay:
             return None
-        size = self.network.image_size
+        size, both = self.network.image_size, self.config.distill.replay_both
         create = partial(
             Replay.create,
             self.config.distill.replay,
             self.num_samples,
             action_dim,
-            frame_shape=(size, size, 3) if self.network.sees_frames else None,
-            state_dim=state_dim if self.network.sees_state else None,
+            frame_shape=(size, size, 3) if self.network.sees_frames or both else None,
+            state_dim=state_dim if self.network.reads_state or both else None,
         )
         specs = sharding.replay_specs(jax.eval_shape(create))
         return jax.jit(create, out_shardings=sharding.shardings(self.mesh, specs))()
 
     def extend_replay(self, replay: Replay | None, rollout: Rollout) -> Replay | None:
         """Adds a labelled rollout, in place: the old `replay` must not be used afterwards; None where it is off."""
-        return None if replay is None else self._extend_replay(replay, self._seen(rollout))
+        if replay is None:
+            return None
+        return self._extend_replay(replay, rollout if self.config.distill.replay_both else self._seen(rollout))
+
+    def fill_replay(self, replay: Replay, frames: jax.Array, states: jax.Array, labels: jax.Array) -> Replay:
+        """Adds frames labelled elsewhere, in place, on one device.
+
+        Args:
+            replay: must not be used afterwards.
+            frames: uint8 [B, H, W, 3] at the student's size.
+            states: float32 [B, D].
+            labels: float32 [B, S, A].
+        """
+        rows = Labelled(
+            frames=None if replay.frames is None else frames,
+            states=None if replay.states is None else states,
+            labels=labels,
+        )
+        return jax.jit(Replay.add, donate_argnums=0)(replay, rows.newest(replay.capacity))
 
     def update(
         self,
@@ -185,6 +204,11 @@ class Learner:
             TypeError: arrays of other shapes or types than Rollout and Replay say.
         """
         replay = replay if self.uses_replay else None
+        if replay is not None:
+            replay = replay.replace(
+                frames=replay.frames if self.network.sees_frames else None,
+                states=replay.states if self.network.reads_state else None,
+            )
         return self._update(
             state, self._seen(rollout), key, coefficients, replay, permutations, per_minibatch=per_minibatch
         )
@@ -206,7 +230,7 @@ class Learner:
         """The rollout without what neither the student nor the algorithm looks at."""
         return rollout.replace(
             rgb=rollout.rgb if self.network.sees_frames else None,
-            state=rollout.state if self.network.sees_state else None,
+            state=rollout.state if self.network.reads_state else None,
             teacher_actions=rollout.teacher_actions if self.algorithm.distillation else None,
         )
 
@@ -269,7 +293,11 @@ class Learner:
         epochs = jnp.arange(num_steps) // ppo.num_minibatches
 
         nonfinite = sharding.max_of_devices(_first_nonfinite_input(rollout), self._axis)
-        progress = _Progress(state.params, state.opt_state, nonfinite > 0, nonfinite)
+        opt_state = state.opt_state
+        if ppo.critic_first:
+            fresh = partial(self._optimizer.init, state.params)
+            opt_state = jax.lax.cond(coefficients.restart, fresh, lambda: state.opt_state)
+        progress = _Progress(state.params, opt_state, nonfinite > 0, nonfinite)
         sources = _Sources(samples, replay, self._fresh(samples, replay), coefficients)
         progress, (terms, looked_at, stepped) = jax.lax.scan(
             partial(self._step, sources), progress, (indices, epochs, jax.random.split(step_key, num_steps))
@@ -282,8 +310,12 @@ class Learner:
         metrics |= self._rollout_metrics(samples, valid)
         if per_minibatch:
             metrics["minibatches"] = terms
+        params = progress.params
+        if samples.state is not None:
+            # Only now: the policy that acted and the one that learnt from it saw the same normalisation.
+            params = with_statistics(params, *sharding.of_all_devices((samples.state, valid), self._axis))
         improved = LearnerState(
-            params=progress.params,
+            params=params,
             opt_state=progress.opt_state,
             updates=state.updates + 1,
             optimizer_steps=state.optimizer_steps + metrics["optimizer_steps"],

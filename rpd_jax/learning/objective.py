@@ -63,7 +63,8 @@ def objective(
     algorithm = find_algorithm(config.algorithm)
     log_ratio = gaussian_log_prob(minibatch.actions, mean, log_std) - minibatch.logprobs
     if algorithm.reinforces:
-        loss, terms = _ppo(config.ppo, minibatch, log_ratio, value, gaussian_entropy(log_std), axis_name)
+        entropy = gaussian_entropy(log_std)
+        loss, terms = _ppo(config.ppo, minibatch, log_ratio, value, entropy, coefficients.policy, axis_name)
     else:
         loss, terms = jnp.zeros(()), dict.fromkeys(PPO_TERMS, jnp.zeros(()))
     terms |= {"distill_loss": jnp.zeros(()), "replay_loss": jnp.zeros(())}
@@ -79,7 +80,7 @@ def objective(
     return loss, terms | {"loss": loss}
 
 
-def _ppo(ppo, minibatch, log_ratio, value, entropy, axis_name):
+def _ppo(ppo, minibatch, log_ratio, value, entropy, policy, axis_name):
     """The loss without a teacher, and its terms."""
     advantages = minibatch.advantages
     if ppo.normalize_advantages:
@@ -89,7 +90,7 @@ def _ppo(ppo, minibatch, log_ratio, value, entropy, axis_name):
         v_loss = losses.clipped_value_loss(value, minibatch.values, minibatch.returns, ppo.clip)
     else:
         v_loss = losses.value_loss(value, minibatch.returns)
-    loss = pg_loss - ppo.entropy_coef * entropy + ppo.value_coef * v_loss
+    loss = policy * (pg_loss - ppo.entropy_coef * entropy) + ppo.value_coef * v_loss
     return loss, {
         "pg_loss": pg_loss,
         "v_loss": v_loss,

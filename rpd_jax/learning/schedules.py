@@ -14,18 +14,28 @@ class Coefficients:
         distill: λ, the weight of the distillation term.
         replay: weight of the distillation term on replayed frames, λ·`distill.replay_coef`.
         learning_rate: of Adam's steps.
+        policy: 1, or 0 while the critic alone learns: weight of PPO's terms for the policy. λ is 0 then, too.
+        restart: Adam's moments begin anew: those of a policy that rested would make its first steps several times too
+            large, since the bias of their zeros is no longer corrected.
     """
 
     distill: float
     replay: float
     learning_rate: float
+    policy: float = 1.0
+    restart: bool = False
 
 
 def coefficients(config: ConfigDict, step: int) -> Coefficients:
     """The coefficients of an update that follows `step` environment steps."""
-    coef = distill_coef(config.distill, step)
+    critic_first = config.ppo.critic_first
+    policy = 0.0 if step < critic_first else 1.0
+    restart = 0 < critic_first <= step < critic_first + config.env.num_envs * config.ppo.rollout_steps
+    coef = policy * distill_coef(config.distill, step)
     rate = learning_rate(config.ppo, step, config.total_steps)
-    return Coefficients(distill=coef, replay=coef * config.distill.replay_coef, learning_rate=rate)
+    return Coefficients(
+        distill=coef, replay=coef * config.distill.replay_coef, learning_rate=rate, policy=policy, restart=restart
+    )
 
 
 def distill_coef(distill: ConfigDict, step: int) -> float:
@@ -40,6 +50,12 @@ def distill_coef(distill: ConfigDict, step: int) -> float:
         return distill.coef_final
     share = 0.5 * math.cos(math.pi * step / distill.anneal_steps) + 0.5
     return distill.coef_final + (distill.coef - distill.coef_final) * share
+
+
+def guide_share(config: ConfigDict, step: int) -> float:
+    """The share of episodes that the teacher acts in: linear from `distill.guide` to `guide_final` at `total_steps`."""
+    distill = config.distill
+    return distill.guide + (distill.guide_final - distill.guide) * min(1.0, step / config.total_steps)
 
 
 def learning_rate(ppo: ConfigDict, step: int, total_steps: int) -> float:

@@ -16,16 +16,16 @@ from rpd_jax.run.whole_file import replacing
 from rpd_jax.training_run.fields import STAGES
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
-_PALETTE = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000")
-_COLOURS = {algorithm: _PALETTE[index % len(_PALETTE)] for index, algorithm in enumerate(ORDER)}
+PALETTE = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000")
+_COLOURS = {algorithm: PALETTE[index % len(PALETTE)] for index, algorithm in enumerate(ORDER)}
 _STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
 _LINES = ("-", ":", "-.", (0, (1, 3)), (0, (5, 1)))
-_TEACHER = "0.35"
+TEACHER = "0.35"
 
 
 def _colour_of(algorithm: str) -> str:
     """Of another package's algorithms, black."""
-    return _COLOURS.get(algorithm, _PALETTE[-1])
+    return _COLOURS.get(algorithm, PALETTE[-1])
 
 
 def plot_curves(panel: Panel, kind: str, path: Path) -> None:
@@ -54,7 +54,7 @@ def plot_curves(panel: Panel, kind: str, path: Path) -> None:
     teachers = panel.teachers(kind)
     for checkpoint, value in teachers.items():
         label = "teacher" if len(teachers) == 1 else f"teacher {checkpoint}"
-        axes.axhline(scale * value, color=_TEACHER, linestyle="--", linewidth=1.2, label=label)
+        axes.axhline(scale * value, color=TEACHER, linestyle="--", linewidth=1.2, label=label)
     ylabel = "success in %" if kind == "success" else "return per episode"
     axes.set(title=panel.title, xlabel="environment steps", ylabel=ylabel)
     # To the end of the longest run, also while it is going on.
@@ -64,7 +64,7 @@ def plot_curves(panel: Panel, kind: str, path: Path) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_run(workdir: Path, path: Path) -> None:
@@ -93,7 +93,7 @@ def plot_intervals(aggregates: Mapping[str, Mapping[str, float]], algorithms: Ma
     axes.set(xlim=(-1, 101), ylim=(-0.5, len(names) - 0.2), xlabel="interquartile mean of final success in %")
     _name_bars(axes, names, 0.3)
     axes.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_time(seconds: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -108,7 +108,7 @@ def plot_time(seconds: Mapping[str, Mapping[str, float]], path: Path) -> None:
     _name_bars(axes, names, 0.28)
     axes.set(xlabel="seconds per iteration", ylim=(-0.4, len(names) - 0.3))
     axes.legend(fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _name_bars(axes, names: Sequence[str], height: float) -> None:
@@ -141,7 +141,8 @@ def _short_number(value: float, _position=None) -> str:
     return f"{value:g}"
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all, and closes it."""
     try:
         with replacing(path) as scratch:
             figure.savefig(scratch, dpi=200)

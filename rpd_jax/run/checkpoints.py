@@ -16,6 +16,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from rpd_jax.errors import UserError, no_room
 
+# What Orbax, and the code behind it, raise where a checkpoint is damaged.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, NotImplementedError)
+
 
 class CheckpointError(UserError):
     """A checkpoint could not be written."""
@@ -126,6 +129,59 @@ class Checkpoints:
     def close(self) -> None:
         """Releases Orbax's threads."""
         self._manager.close()
+
+
+def newest_checkpoint(directory: Path) -> Path:
+    """The folder of the newest checkpoint in `directory`, which another process may be writing to.
+
+    Raises:
+        UserError: there is none.
+    """
+    saved = [path for path in directory.glob("*") if path.name.isdigit()]
+    if not saved:
+        raise UserError(f"{directory} holds no checkpoint: wait until the run has saved one (checkpoint.every).")
+    return max(saved, key=lambda path: int(path.name))
+
+
+def read_part(path: Path, *names: str) -> Any:
+    """One branch of a saved state, on this process's first device; nothing else of it is read.
+
+    Args:
+        path: the folder `state` of a checkpoint.
+        names: of the keys that lead to the branch.
+
+    Raises:
+        UserError: it cannot be read, or has no such branch.
+    """
+    checkpointer = ocp.PyTreeCheckpointer()
+    logger = logging.getLogger("absl")  # Orbax warns of a file that only checkpoints of a single tree have
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        branch = checkpointer.metadata(path).item_metadata.tree
+        for name in names:
+            branch = branch[name]
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), branch)
+        for name in reversed(names):
+            wanted = {name: wanted}
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placement = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding), wanted)
+        arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=placement, partial_restore=True)
+        restored = checkpointer.restore(path, args=arguments)
+    except DAMAGE as error:
+        raise unreadable(path.parent, error) from error
+    finally:
+        logger.setLevel(level)
+        checkpointer.close()
+    for name in names:
+        restored = restored[name]
+    return restored
+
+
+def unreadable(checkpoint: Path, error: Exception) -> UserError:
+    """The sentence for a damaged checkpoint."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"Checkpoint {checkpoint} cannot be read ({reason}): name another one (--checkpoint).")
 
 
 def _check_room(directory: Path, state: Any) -> None:

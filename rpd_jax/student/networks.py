@@ -9,10 +9,13 @@ from ml_collections import ConfigDict
 
 from rpd_jax.student.convolution import conv_stack, resize_frames
 from rpd_jax.student.gaussian import gaussian_log_prob
+from rpd_jax.student.state_features import KINDS, StateFeatures
 
 OBSERVATIONS = ("rgb", "rgb+state", "state")
 # Channels of the three convolutions: the paper's, and half of them, which learns as well from 128 px at 0.4x the work.
 ENCODERS = {"nature": (32, 64, 64), "small": (16, 32, 32)}
+# shared: on the actor's features | state: on the simulator's state, with layers of its own (Pinto et al. 2017).
+CRITICS = ("shared", "state")
 PRECISIONS = ("float32", "bfloat16")  # of the convolutions; all else is float32
 # Below, NatureCNN's third convolution has nothing left to look at.
 SMALLEST_IMAGE = 36
@@ -82,8 +85,18 @@ class Head(nn.Module):
         return nn.Dense(self.features, kernel_init=init, name="output")(hidden)
 
 
+class Trunk(nn.Module):
+    """Two dense layers of 256 with tanh, [B, C] -> [B, 256]."""
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        for layer in range(2):
+            inputs = nn.tanh(FanInDense(256, name=f"dense{layer}")(inputs))
+        return inputs
+
+
 class ActorCritic(nn.Module):
-    """Gaussian policy with a state-independent log-std, and a value function, on one encoder.
+    """Gaussian policy with a state-independent log-std, and a value function.
 
     Attributes:
         action_dim: A.
@@ -92,6 +105,9 @@ class ActorCritic(nn.Module):
         image_size: frames are resized to this height and width.
         initial_log_std: log σ at the start.
         value_stop_gradient: keep the gradient of the value loss out of the encoder.
+        critic: "shared", on the actor's features, or "state", on the simulator's state with layers of its own: then the
+            actor's gradient and actions do not depend on the state beyond what `observation` says.
+        state: "raw", as the simulator gives it, or "scaled", see StateFeatures.
         dtype: of the convolutions.
     """
 
@@ -101,6 +117,8 @@ class ActorCritic(nn.Module):
     image_size: int = 256
     initial_log_std: float = -0.5
     value_stop_gradient: bool = False
+    critic: str = "shared"
+    state: str = "raw"
     dtype: jnp.dtype = jnp.float32
 
     @classmethod
@@ -113,22 +131,37 @@ class ActorCritic(nn.Module):
             image_size=student.image_size,
             initial_log_std=student.initial_log_std,
             value_stop_gradient=student.value_stop_gradient,
+            critic=student.critic,
+            state=student.state,
             dtype=jnp.dtype(student.precision),
         )
 
     @property
     def sees_frames(self) -> bool:
+        """The actor sees them."""
         return "rgb" in self.observation
 
     @property
     def sees_state(self) -> bool:
+        """The actor sees it."""
         return "state" in self.observation
 
+    @property
+    def reads_state(self) -> bool:
+        """Training reads it: the actor or the critic sees it."""
+        return self.sees_state or self.critic == "state"
+
     def setup(self):
-        if self.observation not in OBSERVATIONS:
-            raise ValueError(f"observation={self.observation!r} is not one of {OBSERVATIONS}")
-        if self.encoder not in ENCODERS:
-            raise ValueError(f"encoder={self.encoder!r} is not one of {ENCODERS}")
+        for name, known in (
+            ("observation", OBSERVATIONS),
+            ("encoder", tuple(ENCODERS)),
+            ("critic", CRITICS),
+            ("state", KINDS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {known}")
+        if self.reads_state and self.state == "scaled":
+            self.state_features = StateFeatures()
         if "rgb" in self.observation:
             self.image_encoder = ConvEncoder(ENCODERS[self.encoder], self.dtype)
         if self.observation == "rgb+state":
@@ -136,7 +169,9 @@ class ActorCritic(nn.Module):
         if self.observation == "state":
             self.trunk = [FanInDense(256), FanInDense(256)]
         self.actor = Head(self.action_dim, 0.01 * math.sqrt(2.0))
-        self.critic = Head(1, math.sqrt(2.0))
+        self.value_head = Head(1, math.sqrt(2.0), name="critic")
+        if self.critic == "state":
+            self.critic_trunk = Trunk()
         self.log_std = self.param("log_std", nn.initializers.constant(self.initial_log_std), (self.action_dim,))
 
     def __call__(self, rgb: jax.Array | None, state: jax.Array | None = None):
@@ -144,11 +179,22 @@ class ActorCritic(nn.Module):
 
         Args:
             rgb: uint8 [B, H, W, 3], or None where the student sees the state only.
-            state: float32 [B, D], or None where it sees frames only.
+            state: float32 [B, D], or None where neither actor nor critic sees it.
 
         Returns:
             μ float32 [B, A], log σ float32 [A], V float32 [B].
         """
+        features, state = self._features(rgb, state)
+        if self.critic == "state":
+            critic_features = self.critic_trunk(state)
+        else:
+            critic_features = jax.lax.stop_gradient(features) if self.value_stop_gradient else features
+        return self.actor(features), self.log_std, self.value_head(critic_features)[:, 0]
+
+    def _features(self, rgb, state):
+        """What the actor's head sees, and the state as the networks see it."""
+        if state is not None and self.reads_state and self.state == "scaled":
+            state = self.state_features(state)
         if self.observation == "state":
             features = state
             for layer in self.trunk:
@@ -157,8 +203,7 @@ class ActorCritic(nn.Module):
             features = self.image_encoder(resize_frames(rgb, self.image_size))
             if self.observation == "rgb+state":
                 features = jnp.concatenate([features, nn.relu(self.state_encoder(state))], axis=-1)
-        critic_features = jax.lax.stop_gradient(features) if self.value_stop_gradient else features
-        return self.actor(features), self.log_std, self.critic(critic_features)[:, 0]
+        return features, state
 
     def policy_step(self, rgb: jax.Array | None, state: jax.Array | None, key: jax.Array):
         """Draws actions: [B, A] (not clipped: the environment clips), their log-probs [B] and values [B]."""
@@ -167,8 +212,8 @@ class ActorCritic(nn.Module):
         return action, gaussian_log_prob(action, mean, log_std), value
 
     def mean_action(self, rgb: jax.Array | None, state: jax.Array | None = None) -> jax.Array:
-        """The deterministic policy: μ [B, A]."""
-        return self(rgb, state)[0]
+        """The deterministic policy: μ [B, A]; needs the state only where the actor sees it."""
+        return self.actor(self._features(rgb, state)[0])
 
     def value(self, rgb: jax.Array | None, state: jax.Array | None = None) -> jax.Array:
         """The value function: V [B]."""

@@ -23,6 +23,10 @@ class TrainingConsole(Console):
         rows.append(("not as in the paper", "  ".join(departures) or "-"))
         self.table(f"Profile {config.profile}, run directory {workdir}", ("part", "settings"), rows)
 
+    def stage(self, name: str, number: int, total: int, departures: list[str]) -> None:
+        """Prints that a stage begins, and the settings in which it departs from those of the run."""
+        self.say(f"Stage {number} of {total}, {name}: {'  '.join(departures)}")
+
     def estimate(self, seconds: float) -> None:
         """Prints how long the run will take."""
         self.say(f"Estimated training time: {duration(seconds)} (evaluations and checkpoints come on top).")

@@ -14,11 +14,20 @@ FREE_FIELDS += ("teacher.python", "teacher.devices", "teacher.start_timeout", "t
 FREE_FIELDS += ("teacher.overlap", "teacher.address", "teacher.connections", "teacher.api_key_file")
 _ADDED_FIELDS = {
     "student.precision": "float32",
+    "student.critic": "shared",
+    "student.state": "raw",
     "teacher.refresh": "rollout",
     "teacher.dataset": "",
     "teacher.openvla_checkpoint": "hf://Juelg/openvla-7b-finetuned-maniskill",
     # An Octo's gripper stayed as it was and OpenVLA's was turned: for every checkpoint but an Octo of 0..1, "auto".
     "teacher.gripper": "auto",
+    "ppo.critic_first": 0,
+    "distill.replay_both": False,
+    "distill.guide": 0.0,
+    "distill.guide_final": 0.0,
+    "eval.until": 0.0,
+    "eval.patience": 0,
+    "refine": "pixels",
     "teacher.temperature": 0.0,
     "teacher.batch_size": 32,
     "teacher.address": "",
@@ -40,8 +49,10 @@ def read_run_config(workdir: str | Path) -> ConfigDict:
 
 
 def default_workdir(config_file: str, config: ConfigDict) -> Path:
-    """runs/<config>-<algorithm>-seed<seed>, with the student's observation in the name where it is not rgb."""
+    """runs/<config>-<algorithm>-seed<seed>, with the student's observation and `refine` where they are unusual."""
     parts = [Path(config_file).stem, config.algorithm]
     if config.student.observation != "rgb":
         parts.append(config.student.observation)
+    if config.refine != "pixels":
+        parts.append(f"refine_{config.refine}")
     return Path("runs") / "-".join([*parts, f"seed{config.seed}"])

@@ -65,8 +65,10 @@ def test_an_evaluation_draws_for_its_video_alone(blind, tmp_path):
     filming.config.eval.video_episodes = 1
     evaluate_student(filming, state, False, tmp_path, lambda: None)
     assert not blind.envs.drawing
+    filming.config.eval.final_episodes = 6
     evaluate_student(filming, state, True, tmp_path, lambda: None)
-    assert blind.envs.drawing and (tmp_path / "videos" / "student.png").exists()
+    assert (tmp_path / "videos" / "student.png").exists()
+    assert not blind.envs.drawing  # since the one episode of the film was over
 
 
 @pytest.fixture(scope="module")

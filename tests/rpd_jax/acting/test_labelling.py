@@ -58,13 +58,16 @@ def collected():
     with make_vector_env(config.env) as envs:
         position = collect.start(envs, 0)
         params = learner.init(jax.random.key(0), position.rgb, position.state).params
-        frames, *_ = collect.rollout(envs, learner, params, position, STEPS, jax.random.key(2), on_frames=seen.append)
+        frames, *_ = collect.rollout(
+            envs, learner, params, position, STEPS, jax.random.key(2), on_frames=lambda *seen_now: seen.append(seen_now)
+        )
     return frames, seen
 
 
 def test_each_step_is_seen_once_and_in_order(collected):
     frames, seen = collected
-    np.testing.assert_array_equal(jnp.stack(seen), frames.rgb)
+    np.testing.assert_array_equal(jnp.stack([rgb for rgb, _ in seen]), frames.rgb)
+    np.testing.assert_array_equal(jnp.stack([state for _, state in seen]), frames.state)
     assert (np.diff(frames.rgb, axis=0) != 0).any(axis=(1, 2, 3, 4)).all()
 
 
@@ -84,8 +87,8 @@ def test_the_same_labels_during_the_rollout_and_after_it(collected, algorithm, r
         assert (on_frames is None) == (overlap == "off")
         if on_frames:
             labeller.teacher.worthwhile_batch = 2 * ENVS  # pairs of steps, and one is left over
-            for rgb in seen:
-                on_frames(rgb)
+            for rgb, state in seen:
+                on_frames(rgb, state)
         labels[overlap] = np.asarray(labeller.label(frames).teacher_actions)
         if overlap == "off":
             flat = frames.rgb.reshape(STEPS * ENVS, *frames.rgb.shape[2:])

@@ -49,6 +49,8 @@ def make_run(workdir, observation="rgb", image_size=40, student_size=40):
         return random.normal(0.0, np.sqrt(2.0 / fan_in), leaf.shape).astype(np.float32)
 
     params = jax.tree.map(draw, shapes)
+    if "statistics" in params:
+        params["statistics"] = jax.tree.map(np.abs, params["statistics"])
     checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
     checkpoints.save(3, {"learner": {"params": params}, "replay": {"frames": np.zeros(4, np.uint8)}}, {"step": 0})
     checkpoints.close()

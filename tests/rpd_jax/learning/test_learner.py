@@ -41,6 +41,8 @@ def make_config(**changes):
                 "image_size": 64,
                 "initial_log_std": -0.5,
                 "value_stop_gradient": False,
+                "critic": "shared",
+                "state": "raw",
                 "precision": "float32",
             },
             "ppo": {
@@ -59,6 +61,7 @@ def make_config(**changes):
                 "normalize_advantages": HYPER["norm_adv"],
                 "advantage_std_floor": 0.0,
                 "adam_eps": HYPER["adam_eps"],
+                "critic_first": 0,
             },
             "teacher": {"refresh": "rollout"},
             "distill": {
@@ -68,6 +71,7 @@ def make_config(**changes):
                 "replay": 0,
                 "replay_batch": 0,
                 "replay_coef": 1.0,
+                "replay_both": False,
                 "augment": 0,
                 "augment_ppo": False,
             },

@@ -1,6 +1,8 @@
 import pytest
 from ml_collections import ConfigDict
 
+from configs import default
+from rpd_jax import settings
 from rpd_jax.learning import schedules
 
 
@@ -22,3 +24,17 @@ def test_learning_rate_is_linear():
     ppo = ConfigDict({"learning_rate": 3e-4, "learning_rate_final": 1e-4})
     assert schedules.learning_rate(ppo, 50, 100) == pytest.approx(2e-4)
     assert schedules.learning_rate(ppo, 100, 100) == pytest.approx(1e-4)
+
+
+def test_the_critic_learns_first_and_then_adam_begins_anew():
+    config = default.get_config()
+    config.profile, config.student.observation = "cpu_state", "state"
+    config.env.num_envs, config.ppo.rollout_steps, config.ppo.num_minibatches = 4, 8, 2
+    config.ppo.critic_first = 48
+    config = settings.resolve(config)
+    found = [schedules.coefficients(config, step) for step in (0, 32, 64, 96)]
+    assert [c.policy for c in found] == [0.0, 0.0, 1.0, 1.0]
+    assert [c.distill > 0 for c in found] == [False, False, True, True]
+    assert [c.restart for c in found] == [False, False, True, False]
+    config.ppo.critic_first = 0
+    assert not schedules.coefficients(config, 0).restart and schedules.coefficients(config, 0).policy == 1.0

@@ -67,8 +67,11 @@ def test_a_directory_of_other_files_is_refused(tmp_path):
 
 
 def test_default_name_tells_what_runs():
-    config = ConfigDict({"algorithm": "rpd_mse", "seed": 3, "student": {"observation": "state"}})
+    config = ConfigDict({"algorithm": "rpd_mse", "seed": 3, "refine": "pixels", "student": {"observation": "state"}})
     assert str(default_workdir("configs/push_cube_sparse.py", config)) == "runs/push_cube_sparse-rpd_mse-state-seed3"
+    config.student.observation, config.refine = "rgb", "state"
+    expected = "runs/push_cube_sparse-rpd_mse-refine_state-seed3"
+    assert str(default_workdir("configs/push_cube_sparse.py", config)) == expected
 
 
 def test_a_file_is_refused(tmp_path):

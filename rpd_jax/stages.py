@@ -1,0 +1,142 @@
+"""A run as a list of stages, each of them the same loop with another teacher, another student and another end.
+
+`refine=pixels`, the paper's way, is a list of one. `refine=state` looks at the simulator's state while it learns ("the
+teacher of the student may cheat", Chen et al. 2019): the VLA's labels start an expert that sees the state, the
+algorithm refines it where nothing need be drawn, and a student of pixels imitates it. The student never sees the state.
+
+| stage  | teacher                | student | update        | frames drawn | leaves                           |
+|--------|------------------------|---------|---------------|--------------|----------------------------------|
+| label  | the VLA                | state   | imitation     | yes          | labelled frames, an imitator     |
+| refine | none: labels replayed  | state   | the algorithm | no           | an expert                        |
+| distil | the expert (or the VLA)| pixels  | imitation     | yes          | the run's student                |
+
+A stage leaves its files in a folder of the run that is a run directory itself, so that what reads runs reads it too;
+the last one's are those of the run.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rpd_jax.acting.stage import Stage
+from rpd_jax.acting.training_state import TrainingState
+from rpd_jax.command.checks import get
+from rpd_jax.command.wrong_flags import fields
+from rpd_jax.learning import sharding
+from rpd_jax.learning.algorithms import find_algorithm
+from rpd_jax.learning.replay import Replay
+from rpd_jax.run.checkpoints import newest_checkpoint, read_part
+
+# The expert's and the imitator's. A critic of its own: its features are not the actor's.
+_SEES_STATE = {"student.observation": "state", "student.critic": "state", "student.state": "scaled"}
+_RELABELLED = 4096  # frames at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run, before it begins.
+
+    Attributes:
+        name: "label", "refine" or "distil"; "" for the only stage of a run.
+        config: resolved, of this stage alone.
+        directory: where it leaves its files.
+        begin: turns a fresh state into the one that the stage starts from, by what earlier stages left.
+        asks_teacher: False where all labels are replayed.
+    """
+
+    name: str
+    config: ConfigDict
+    directory: Path
+    begin: Callable[[Stage, TrainingState], TrainingState] = lambda stage, state: state
+    asks_teacher: bool = True
+
+
+def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
+    """The stages of a run of a resolved config in `workdir`.
+
+    An algorithm without a teacher has nothing to label, and one that does not reinforce nothing to refine: then the
+    student imitates the VLA itself, in the same frames, the control of what refinement adds.
+    """
+    if config.refine == "pixels":
+        return [StagePlan("", config, workdir)]
+    algorithm = find_algorithm(config.algorithm)
+    label, refine = (workdir / name for name in ("label", "refine"))
+    stages = []
+    if algorithm.distillation:
+        stages.append(StagePlan("label", _stage_config(config, "label", _SEES_STATE | {"algorithm": "dagger"}), label))
+    distil = {"algorithm": "dagger", "refine": "pixels"}
+    if algorithm.reinforces:
+        imitator = label if algorithm.distillation else None
+        stages.append(
+            StagePlan(
+                "refine",
+                _stage_config(config, "refine", _SEES_STATE),
+                refine,
+                lambda stage, state: _from_imitator(stage, state, imitator),
+                asks_teacher=False,
+            )
+        )
+        distil |= {"teacher.name": "student", "teacher.checkpoint": str(refine), "teacher.eval_episodes": 0}
+    labelled = label if algorithm.distillation else None
+    last = _stage_config(config, None, distil)
+    stages.append(StagePlan("distil", last, workdir, lambda stage, state: _from_labelled(stage, state, labelled)))
+    return stages
+
+
+def _stage_config(config: ConfigDict, name: str | None, changes: dict) -> ConfigDict:
+    """The run's config with the stage's own values, `stages.<name>`, and `changes`."""
+    stage = config.copy_and_resolve_references()
+    del stage.stages
+    own = {} if name is None else {path: get(config.stages[name], path) for path, _ in fields(config.stages[name])}
+    stage.update_from_flattened_dict(own | {"refine": "pixels"} | changes)
+    return stage
+
+
+def _from_imitator(stage: Stage, state: TrainingState, label: Path | None) -> TrainingState:
+    """The imitator's parameters with the stage's own σ, and the labels that it learnt from."""
+    if label is None:
+        return state
+    checkpoint = newest_checkpoint(label / "checkpoints") / "state"
+    params = read_part(checkpoint, "learner", "params")
+    params["params"]["log_std"] = state.learner.params["params"]["log_std"]
+    replay = state.replay
+    if replay is not None:
+        replay = _placed(stage, Replay(frames=None, **_rows(checkpoint, "states", "labels", "count")))
+    return dataclasses.replace(state, learner=stage.learner.init_from(params), replay=replay)
+
+
+def _from_labelled(stage: Stage, state: TrainingState, label: Path | None) -> TrainingState:
+    """A fresh student whose replay holds the frames that were labelled, with the labels of the stage's own teacher."""
+    if label is None or state.replay is None:
+        return state
+    rows = _rows(newest_checkpoint(label / "checkpoints") / "state", "frames", "states", "labels", "count")
+    filled = int(min(rows["count"], len(rows["labels"])))
+    labels = rows["labels"][:filled]
+    if stage.config.teacher.name == "student":
+        teacher, key = stage.labeller.teacher, jax.random.key(0)
+        labels = [
+            teacher.act(rows["frames"][at:end], "", key, state=rows["states"][at:end])[0][:, None]
+            for at, end in _chunks(filled)
+        ]
+        labels = jnp.concatenate(labels)
+    replay = state.replay
+    for at, end in _chunks(filled):
+        replay = stage.learner.fill_replay(replay, rows["frames"][at:end], rows["states"][at:end], labels[at:end])
+    return dataclasses.replace(state, replay=replay)
+
+
+def _rows(checkpoint: Path, *names: str) -> dict:
+    return {name: read_part(checkpoint, "replay", name) for name in names}
+
+
+def _chunks(filled: int) -> list[tuple[int, int]]:
+    return [(at, min(at + _RELABELLED, filled)) for at in range(0, filled, _RELABELLED)]
+
+
+def _placed(stage: Stage, replay: Replay) -> Replay:
+    mesh = stage.learner.mesh
+    return jax.device_put(replay, sharding.shardings(mesh, sharding.replay_specs(replay)))

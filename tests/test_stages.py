@@ -1,0 +1,191 @@
+"""refine=state: which stages there are, what one leaves to the next, and that a kill in any of them changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from rpd_jax import settings
+from rpd_jax.errors import UserError
+from rpd_jax.evaluate.trained_student import load_student
+from rpd_jax.run.checkpoints import newest_checkpoint, read_part
+from rpd_jax.stages import plan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def resolved(**changes):
+    config = default.get_config()
+    config.refine = "state"
+    config.update_from_flattened_dict(changes)
+    return settings.resolve(config)
+
+
+def test_stages_follow_from_the_algorithm(tmp_path):
+    names = {}
+    for algorithm in ("rpd_mse", "dagger", "ppo"):
+        stages = plan(resolved(algorithm=algorithm), tmp_path)
+        names[algorithm] = [(stage.name, stage.config.algorithm, stage.config.teacher.name) for stage in stages]
+        assert stages[-1].directory == tmp_path
+        for stage in stages:
+            settings.check(stage.config)
+            assert stage.config.student.observation == ("rgb" if stage.name == "distil" else "state")
+    distil = ("distil", "dagger", "student")
+    assert names["rpd_mse"] == [("label", "dagger", "octo"), ("refine", "rpd_mse", "octo"), distil]
+    # The control sees the same frames and imitates the VLA in all of them.
+    assert names["dagger"] == [("label", "dagger", "octo"), ("distil", "dagger", "octo")]
+    assert names["ppo"] == [("refine", "ppo", "octo"), distil]
+    label, refine, _ = plan(resolved(**{"stages.refine.ppo.gamma": 0.9}), tmp_path)
+    assert refine.config.ppo.gamma == 0.9 and label.config.ppo.gamma == 0.99
+    assert [stage.asks_teacher for stage in (label, refine)] == [True, False]
+    (only,) = plan(settings.resolve(default.get_config()), tmp_path)
+    assert (only.name, only.directory) == ("", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"student.observation": "state"}, "refine='state' ends with a student that sees frames"),
+        ({"algorithm": "ppd"}, "algorithm=ppd reads the spread"),
+        ({"env.image_size": 64}, "keeps frames as they are drawn"),
+        ({"refine": "pixels", "stages.label.total_steps": 4096}, "stages.label.total_steps is a setting of refine"),
+        ({"stages.refine.ppo.gamma": 1.5}, "stages.refine.ppo.gamma=1.5 must be"),
+        ({"refine": "latent"}, "refine='latent' is not one of"),
+    ],
+)
+def test_what_has_no_stages_is_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        resolved(**changes)
+
+
+SMALL = {
+    "refine": "state",
+    "seed": 3,
+    "total_steps": 48,
+    "env.num_envs": 2,
+    "env.workers": 1,
+    "env.image_size": 40,
+    "student.image_size": 40,
+    "env.mesh_detail": 0.07,
+    "ppo.rollout_steps": 8,
+    "ppo.num_minibatches": 2,
+    "ppo.update_epochs": 1,
+    "distill.averaged": 2,
+    "distill.replay": 96,
+    "distill.replay_batch": 8,
+    "eval.every": 2,
+    "eval.episodes": 2,
+    "eval.final_episodes": 2,
+    "eval.video_episodes": 1,
+    "checkpoint.every": 1,
+    "teacher.eval_episodes": 2,
+    "stages.label.total_steps": 32,
+    "stages.label.ppo.num_minibatches": 2,
+    "stages.label.ppo.update_epochs": 2,
+    "stages.label.distill.averaged": 2,
+    "stages.label.distill.replay": 32,
+    "stages.label.distill.replay_batch": 8,
+    "stages.label.eval.final_episodes": 2,
+    "stages.label.checkpoint.every": 1,
+    "stages.refine.total_steps": 64,
+    "stages.refine.ppo.critic_first": 16,
+    "stages.refine.ppo.rollout_steps": 8,
+    "stages.refine.ppo.num_minibatches": 2,
+    "stages.refine.ppo.update_epochs": 2,
+    "stages.refine.distill.replay": 32,
+    "stages.refine.distill.replay_batch": 8,
+    "stages.refine.eval.every": 2,
+    "stages.refine.eval.episodes": 2,
+    "stages.refine.eval.final_episodes": 2,
+    "stages.refine.checkpoint.every": 1,
+}
+
+
+def command(workdir, cache):
+    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    arguments = [sys.executable, "train.py", "--config=configs/push_cube_sparse.py", f"--workdir={workdir}", *flags]
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {"args": arguments, "cwd": ROOT, "env": os.environ | cached, "text": True}
+
+
+def rows(directory):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    outcome = subprocess.run(**command(folder / "whole", folder / "cache"), capture_output=True, timeout=900)
+    assert outcome.returncode == 0, outcome.stderr
+    return folder / "whole", folder / "cache", outcome.stdout
+
+
+@pytest.mark.slow
+def test_a_run_goes_through_its_stages_and_each_is_a_run_itself(whole):
+    workdir, _, said = whole
+    places = [workdir / "label", workdir / "refine", workdir]
+    for number, name in enumerate(("label", "refine", "distil"), start=1):
+        assert f"Stage {number} of 3, {name}:" in said
+    results = json.loads((workdir / "results.json").read_text())
+    teacher = json.loads((workdir / "teacher.json").read_text())
+    assert results["teacher"] == teacher == json.loads((workdir / "label" / "teacher.json").read_text())
+    assert results["algorithm"] == "rpd_mse"
+    assert {name: stage["steps"] for name, stage in results["stages"].items()} == {
+        "label": 32,
+        "refine": 64,
+        "distil": 48,
+    }
+    assert all(stage["minutes"] > 0 and "success" in stage["student"] for stage in results["stages"].values())
+    # Steps of a run are those of all its stages.
+    assert [row["step"] for row in rows(workdir)] == [112, 128, 144]
+    assert (workdir / "curve.png").exists() and (workdir / "videos" / "student.mp4").exists()
+    students = [load_student(place) for place in places]
+    assert [student.network.observation for student in students] == ["state", "state", "rgb"]
+
+    label, refine, distil = (newest_checkpoint(place / "checkpoints") / "state" for place in places)
+    # The frames that the VLA labelled are kept once, for both of the others.
+    frames, states, labels = (np.asarray(read_part(label, "replay", name)) for name in ("frames", "states", "labels"))
+    assert frames.shape == (32, 40, 40, 3) and frames.std() > 0
+    np.testing.assert_array_equal(read_part(refine, "replay", "states"), states)
+    np.testing.assert_array_equal(read_part(refine, "replay", "labels"), labels)
+    kept = np.asarray(read_part(distil, "replay", "frames"))
+    np.testing.assert_array_equal(kept[:32], frames)
+    # For the student they carry the labels of the expert.
+    expert = students[1]
+    mean = expert.network.apply(expert.params, None, states, method="mean_action")
+    relabelled = np.asarray(read_part(distil, "replay", "labels"))[:32, 0]
+    np.testing.assert_allclose(relabelled, np.clip(mean, -1, 1), atol=1e-5)
+    assert np.abs(relabelled - labels[:, 0]).max() > 1e-2
+    # The critic learnt first, while the policy rested.
+    assert [row["train/distill_coef"] > 0 for row in rows(workdir / "refine")] == [False, True, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["label", "refine", ""])
+def test_killed_in_any_stage_it_is_the_same_run(whole, tmp_path, stage):
+    expected, cache, _ = whole
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(
+        **command(workdir, cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    metrics, deadline = workdir / stage / "metrics.jsonl", time.monotonic() + 600
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    outcome = subprocess.run(**command(workdir, cache), capture_output=True, timeout=900)
+    assert outcome.returncode == 0, outcome.stderr
+    for place in ("label", "refine", ""):
+        assert rows(workdir / place) == rows(expected / place), place
+        state = [newest_checkpoint(run / place / "checkpoints") / "state" for run in (expected, workdir)]
+        jax.tree.map(np.testing.assert_array_equal, *(read_part(path, "learner") for path in state))
