@@ -66,7 +66,7 @@ def write_report(
     rates = [f"{threshold:.0%}" for threshold in thresholds]
     tables = [
         f"# {title}",
-        markdown_table(["final success", "student", "95% interval", "teacher", "finished seeds"], final),
+        markdown_table(["final success", "student", "95% interval", "teacher", "finished seeds", "minutes"], final),
         markdown_table(["environment steps until a success of", *rates], efficiency),
     ]
     write_whole(folder / "success.md", "\n\n".join(tables) + "\n")
@@ -136,8 +136,9 @@ def _final_cells(series: Series, panel: Panel) -> tuple:
     teacher = ", ".join(f"{value:.0%}" for value in teachers.values()) or "-"
     seeds = f"{sum(run.results is not None for run in series.runs)} of {len(series.runs)}"
     if final is None:
-        return "-", "-", teacher, seeds
-    return f"{final['mean']:.1%}", _interval(final["low"], final["high"]), teacher, seeds
+        return "-", "-", teacher, seeds, "-"
+    minutes = np.mean([run.minutes for run in series.runs if run.results is not None])
+    return f"{final['mean']:.1%}", _interval(final["low"], final["high"]), teacher, seeds, f"{minutes:.0f}"
 
 
 def _efficiency_cells(series: Series, thresholds: Sequence[float]) -> list[str]:
@@ -153,7 +154,7 @@ def _efficiency_cells(series: Series, thresholds: Sequence[float]) -> list[str]:
 def _speed_row(name: str, series: Series, seconds: dict[str, float]) -> tuple:
     config, total = series.runs[0].config, seconds.get("total")
     batch = config["env.num_envs"] * config["ppo.rollout_steps"]
-    hours = sum(row.get("time/total", 0.0) for run in series.runs for row in run.rows) / 3600
+    hours = sum(run.minutes for run in series.runs) / 60
     return (name, f"{total:.1f}", f"{batch / total:.0f}", f"{hours:.2f}") if total else (name, "-", "-", "-")
 
 

@@ -57,9 +57,21 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Environment steps of the whole run: whole iterations only."""
+        """Environment steps of the whole run: whole iterations only, and those of its earlier stages."""
         batch = self.config["env.num_envs"] * self.config["ppo.rollout_steps"]
-        return self.config["total_steps"] // batch * batch
+        own = self.config["total_steps"] // batch * batch
+        if not self.rows:
+            return own
+        before = self.rows[0]["step"] - batch if self.config.get("refine", "pixels") != "pixels" else 0
+        return int(before) + own
+
+    @property
+    def minutes(self) -> float:
+        """Minutes that its iterations took so far, in all its stages."""
+        stages = (self.results or {}).get("stages")
+        if stages:
+            return sum(float(stage["minutes"]) for stage in stages.values())
+        return sum(row.get("time/total", 0.0) for row in self.rows) / 60.0
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] and values [K] of the iterations that logged `name`."""

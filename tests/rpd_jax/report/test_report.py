@@ -27,8 +27,7 @@ def make_run(workdir, algorithm="rpd_mse", seed=0, success=(0.0, 0.5, 1.0), fini
     config.algorithm, config.seed, config.total_steps = algorithm, seed, 100 * len(success)
     config.env.num_envs, config.ppo.rollout_steps = 10, 10
     for name, value in overrides.items():
-        part, _, field = name.partition("__")
-        config[part][field] = value
+        config.update_from_flattened_dict({name.replace("__", "."): value})
     open_run(workdir, settings.resolve(config), TRAINING)
     log = MetricsLog(workdir, 0)
     for iteration, rate in enumerate(success):
@@ -123,7 +122,7 @@ def test_the_page_holds_everything_and_needs_no_network(tmp_path):
     assert all(source.startswith(("data:image/png;base64,", "data:video/mp4;base64,")) for source in sources)
     text = re.sub(r"<[^>]*>", " ", page)
     text = " ".join(text.split())
-    assert "rpd_mse 95.0% 76% to 100% 71% 2 of 2" in text  # mean, interval, teacher, finished seeds
+    assert "rpd_mse 95.0% 76% to 100% 71% 2 of 2 2" in text  # mean, interval, teacher, finished seeds, minutes
     assert "ppo 10.0% 2% to 40% 71% 1 of 2" in text
     assert "rpd_mse 200 (2 of 2)" in text and "ppo - (0 of 2)" in text
     assert "rpd_mse 4.0 25" in text  # seconds per iteration without the first, steps per second
@@ -169,3 +168,17 @@ def test_what_is_no_run_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_command(lambda paths: None, ["report"], positional="RUNS")
     assert "RUNS is missing" in capsys.readouterr().err
+
+
+def test_steps_and_minutes_of_a_run_are_those_of_all_its_stages(tmp_path):
+    workdir = make_run(tmp_path / "run", refine="state", success=(0.1, 0.5))
+    rows = [json.loads(line) | {"step": 1000 + 100 * n} for n, line in enumerate((workdir / "metrics.jsonl").open(), 1)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (plain,) = find_runs([workdir])
+    assert plain.minutes == pytest.approx(sum(row["time/total"] for row in rows) / 60)
+    assert plain.total_steps == 1000 + plain.config["total_steps"] // 100 * 100
+    results = json.loads((workdir / "results.json").read_text())
+    results["stages"] = {"label": {"minutes": 2.0}, "refine": {"minutes": 3.5}, "distil": {"minutes": 4.0}}
+    (workdir / "results.json").write_text(json.dumps(results))
+    (run,) = find_runs([workdir])
+    assert run.minutes == 9.5
