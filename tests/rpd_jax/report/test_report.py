@@ -128,7 +128,9 @@ def test_the_page_holds_everything_and_needs_no_network(tmp_path):
     assert "rpd_mse 4.0 25" in text  # seconds per iteration without the first, steps per second
     assert "again &amp; again brings the page up to date" in text
     tables = (tmp_path / "report" / "success.md").read_text()
-    assert "| rpd_mse | 95.0% | 76% to 100% | 71% | 2 of 2 |\n| ppo | 10.0% | 2% to 40% | 71% | 1 of 2 |" in tables
+    assert (
+        "| rpd_mse | 95.0% | 76% to 100% | 71% | 2 of 2 | 2 |\n| ppo | 10.0% | 2% to 40% | 71% | 1 of 2 | 2 |" in tables
+    )
     assert "| environment steps until a success of | 50% |" in tables and "| rpd_mse | 200 (2 of 2) |" in tables
     for name in ("success-PushCube-v1-sparse", "return-PushCube-v1-sparse", "time", "final"):
         assert imageio.imread(tmp_path / "report" / f"{name}.png").shape[1] > 500

@@ -28,7 +28,13 @@ PAPER = ROOT / "configs" / "paper"
 @pytest.mark.parametrize(
     ("name", "paper", "cpu"),
     # tasks x rewards x algorithms x seeds (Table I: teachers x tasks).
-    [("table1", 2 * 8, 8), ("fig3", 5 * 5, 5 * 3), ("fig4", 6 * 2 * 2 * 5, 2 * 2 * 3), ("fig5", 2 * 2 * 2 * 5, 2 * 3)],
+    [
+        ("table1", 2 * 8, 8),
+        ("fig3", 5 * 5, 5 * 3),
+        ("fig4", 6 * 2 * 2 * 5, 2 * 2 * 3),
+        ("fig5", 2 * 2 * 2 * 5, 2 * 3),
+        ("refinement", 8 * 2 * 5, 8 * 2 * 3),
+    ],
 )
 def test_paper_s_grids(name, paper, cpu):
     for scale, number in (("paper", paper), ("cpu", cpu)):
@@ -44,6 +50,18 @@ def test_every_training_job_of_the_paper_has_a_config_that_resolves():
         config = settings.resolve(job_config(job))
         assert (config.total_steps, config.env.num_envs, config.profile) == (30_000_000, 128, "paper")
     assert {job.config for job in jobs} >= {"pick_cube_dense", "roll_ball_sparse", "poke_cube_dense"}
+
+
+def test_refinement_and_its_control_share_their_stages():
+    from rpd_jax import settings
+
+    jobs = load_sweep(PAPER / "refinement.py", "cpu")
+    configs = [settings.resolve(job_config(job)) for job in jobs if job.config == "pick_cube_sparse"]
+    assert {config.algorithm for config in configs} == {"rpd_mse", "dagger"}
+    for config in configs:
+        assert (config.refine, config.profile) == ("state", "refine")
+        del config.algorithm, config.seed
+    assert all(config == configs[0] for config in configs)
 
 
 def test_settings_reach_the_command_and_mistakes_name_the_nearest_field(tmp_path):
