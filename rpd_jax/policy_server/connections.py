@@ -5,12 +5,15 @@ All state belongs to one thread with an event loop; the callers' thread hands re
 
 import asyncio
 import dataclasses
+import errno
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
@@ -22,6 +25,7 @@ from rpd_jax.policy_server.api_key import VARIABLE
 # A frame that so many connections in a row were late with, or were lost with, is not asked again.
 _TRIES = 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts to connect
+_PATIENCE = 2.0  # seconds that a server takes to answer until that is told
 # Of HTTP: a proxy in front of a server that is about to come back.
 _FOR_NOW = (502, 503, 504)
 # With these codes our end closes a connection whose other end broke the rules (RFC 6455, section 7.4.1).
@@ -31,6 +35,18 @@ _TOO_BIG = 1009
 
 class Lost(Exception):
     """A connection that may be made again; says why it is gone."""
+
+
+_SILENT = Lost("it does not answer")
+
+
+class _ImpatientConnection(ClientConnection):
+    """Does not wait for a server that broke the rules to close the connection."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.protocol.parser_exc is not None:
+            self.transport.abort()
 
 
 @dataclasses.dataclass(eq=False)
@@ -113,6 +129,8 @@ class Connections:
 
     def ask(self, batch: Batch) -> None:
         """Hands over a batch; `batch.done` tells when it is answered, or fails with a UserError."""
+        if not self._thread.is_alive():
+            raise UserError("This teacher was closed: load it again.")
         asyncio.run_coroutine_threadsafe(self._queue(batch), self._loop)
 
     def close(self) -> None:
@@ -154,15 +172,17 @@ class Connections:
 
     async def _keep(self, address: str) -> None:
         """One connection, made again and again; ends where all of them are to end."""
+        before = ""
         try:
             while self._failure is None:
-                socket = await self._connect(address)
+                socket = await self._connect(address, before)
                 self._connected[address] += 1
                 await self._tell()
                 try:
                     while True:
                         await self._exchange(socket, address, await self._next(address))
                 except Lost as loss:
+                    before = f"{loss}, and then "
                     if address not in self._told_lost:
                         self._told_lost.add(address)
                         self._say(f"{address}: {loss}; connecting again.")
@@ -178,25 +198,40 @@ class Connections:
             await self._fail(UserError(f"{address}: {type(error).__name__}: {error}."))
             raise
 
-    async def _connect(self, address: str) -> ClientConnection:
-        """A connection whose server has introduced itself."""
-        deadline, pause, told = time.monotonic() + self._start_timeout, _FIRST_PAUSE, False
+    async def _connect(self, address: str, before: str) -> ClientConnection:
+        """A connection whose server has introduced itself; `before` says why the one before it was lost."""
+        deadline, pause = time.monotonic() + self._start_timeout, _FIRST_PAUSE
         while True:
+            watch = asyncio.create_task(self._watch(address))
             try:
                 return await self._greet(address, deadline)
             except Lost as loss:
                 left = deadline - time.monotonic()
                 if left <= 0.0:
+                    seconds = f"teacher.start_timeout={self._start_timeout:g} seconds"
                     raise UserError(
-                        f"{address}: {loss}, for teacher.start_timeout={self._start_timeout:g} seconds: start the "
-                        "policy server there, or mend teacher.address."
+                        f"{address}: {before}{loss}, for {seconds}: start the policy server there, or mend "
+                        "teacher.address."
                     ) from None
-                if not told and address not in self._told_lost:
-                    told = True
-                    self._told_lost.add(address)
-                    self._say(f"{address}: {loss}; waiting for it, {self._start_timeout:g} seconds at most.")
+                self._tell_waiting(address, loss)
                 await asyncio.sleep(min(pause, left))
                 pause = min(2.0 * pause, _LONGEST_PAUSE)
+            finally:
+                watch.cancel()
+
+    def _tell_waiting(self, address: str, why: Lost) -> None:
+        """Says once for each time that a server is lost that it is waited for."""
+        if address not in self._told_lost:
+            self._told_lost.add(address)
+            self._say(f"{address}: {why}; waiting for it, {self._start_timeout:g} seconds at most.")
+
+    async def _watch(self, address: str) -> None:
+        """Looks why a server takes long to answer: it may compute, or speak another protocol and wait as we do."""
+        await asyncio.sleep(_PATIENCE)
+        self._tell_waiting(address, _SILENT)
+        first = await _first_word(address)
+        if first:
+            await self._fail(_no_policy_server(address, f"it speaks first, with {first!r}"))
 
     async def _greet(self, address: str, deadline: float) -> ClientConnection:
         """One attempt to connect; raises Lost where another one may succeed."""
@@ -213,6 +248,7 @@ class Connections:
                     open_timeout=None,
                     ping_interval=None,
                     proxy=None,
+                    create_connection=_ImpatientConnection,
                     close_timeout=1.0,
                 ).__aenter__()
                 metadata = _content(await socket.recv(), address)
@@ -235,7 +271,7 @@ class Connections:
     def _explained(self, error: BaseException, address: str) -> BaseException:
         """What an error of a connection means: Lost, if another attempt may succeed, or a UserError."""
         if isinstance(error, TimeoutError):
-            return Lost("it does not answer")
+            return _SILENT
         if isinstance(error, InvalidStatus):
             status = error.response.status_code
             if status in (401, 403):
@@ -259,8 +295,8 @@ class Connections:
         if isinstance(error, OSError) or (
             isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError | ConnectionError)
         ):
-            cause = error.strerror if isinstance(error, OSError) else None
-            return Lost((cause or str(error) or type(error).__name__).split("\n")[0])
+            cause = os.strerror(error.errno).lower() if getattr(error, "errno", None) in errno.errorcode else str(error)
+            return Lost((cause or "the connection was closed").split("\n")[0])
         if isinstance(error, InvalidHandshake | WebSocketException):
             return _no_policy_server(address, str(error.__cause__ or error).split("\n")[0])
         return error
@@ -286,10 +322,12 @@ class Connections:
                 await socket.send(batch.encode(request.index))
                 answer = _content(await socket.recv(), address)
         except (TimeoutError, OSError, WebSocketException) as error:
-            loss = self._explained(error, address)
+            late = isinstance(error, TimeoutError)
+            seconds = f"teacher.request_timeout={self._request_timeout:g} seconds"
+            loss = Lost(f"no answer within {seconds}") if late else self._explained(error, address)
             if isinstance(loss, Lost):
                 self._waiting.appendleft(request)
-                self._check_tries(request, address, late=isinstance(error, TimeoutError))
+                self._check_tries(request, address, late=late)
             raise loss from None
         batch.take(request.index, answer, address)
         batch.unanswered -= 1
@@ -330,6 +368,21 @@ def _content(frame: bytes | str, address: str) -> Any:
         raise UserError(
             f"{address} sent {error}: it does not keep openpi's protocol, so mend teacher.address, or that server."
         ) from None
+
+
+async def _first_word(address: str) -> bytes:
+    """What a server says to somebody who says nothing: a WebSocket nothing, ZeroMQ (GR00T's) its greeting."""
+    place, writer = urlsplit(address), None
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            port = place.port or (443 if place.scheme == "wss" else 80)
+            reader, writer = await asyncio.open_connection(place.hostname, port)
+            return await reader.read(10)
+    except OSError:
+        return b""
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def _no_policy_server(address: str, cause: str) -> UserError:

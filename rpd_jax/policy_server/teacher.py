@@ -167,7 +167,8 @@ class PolicyServerTeacher:
             )
         first = chunk if chunk.ndim == 1 else chunk[..., 0, :]
         if not np.isfinite(first).all():
-            raise UserError(f"{address} answers actions that are not finite ({first.ravel()[:7]}): see that policy.")
+            numbers = ", ".join(f"{number:g}" for number in first.reshape(-1, ACTION_DIM)[0])
+            raise UserError(f"{address} answers actions that are not finite ({numbers}): see that policy.")
         return np.atleast_2d(first.astype(np.float32))
 
     def _fits(self, shape: tuple[int, ...], samples: int) -> bool:

@@ -1,6 +1,9 @@
 import pytest
 from peers import ENVIRONMENT, openpi_python, peer
 
+from rpd_jax.policy_server.observation import ObservationMap
+from rpd_jax.policy_server.teacher import PolicyServerTeacher
+
 
 @pytest.fixture(scope="session")
 def python_of_openpi():
@@ -17,3 +20,22 @@ def openpi_peer(python_of_openpi):
 def openpi_site_packages(python_of_openpi):
     (folder,) = (ENVIRONMENT / "lib").glob("python*/site-packages")
     return str(folder)
+
+
+@pytest.fixture
+def teacher_of():
+    """A function that makes a teacher with short waits, which is closed at the end; `said` is what it said."""
+    made = []
+
+    usual = ObservationMap("observation/image", "prompt")
+
+    def make(*addresses, observation=usual, **options):
+        said = options.pop("said", [])
+        options = {"gripper": "signed", "start_timeout": 20.0, "request_timeout": 20.0} | options
+        made.append(PolicyServerTeacher(addresses, observation, say=said.append, **options))
+        made[-1].said = said
+        return made[-1]
+
+    yield make
+    for teacher in made:
+        teacher.close()

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 ENVIRONMENT = ROOT / ".venv-openpi"
@@ -61,3 +65,8 @@ def peer(script: str, *arguments: object, **options: str):
     finally:
         running.kill()
         running.process.stdout.close()
+
+
+def random_frames(count: int, height: int = 32, width: int = 32) -> jax.Array:
+    """Frames of noise, the same each time."""
+    return jnp.asarray(np.random.default_rng(1).integers(0, 256, (count, height, width, 3), np.uint8))

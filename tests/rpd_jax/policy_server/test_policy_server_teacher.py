@@ -6,36 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import peer
+from peers import peer, random_frames
 
 from octo_teacher.teacher import OctoTeacher
 from rpd_jax.errors import UserError
 from rpd_jax.policy_server.observation import ObservationMap
-from rpd_jax.policy_server.teacher import PolicyServerTeacher
 
-USUAL = ObservationMap("observation/image", "prompt")
 KEY = jax.random.key(3)
-
-
-@pytest.fixture
-def teacher_of():
-    """A function that makes a teacher with short waits, which is closed at the end; `said` is what it said."""
-    made = []
-
-    def make(*addresses, observation=USUAL, **options):
-        said = []
-        options = {"gripper": "signed", "start_timeout": 20.0, "request_timeout": 20.0} | options
-        made.append(PolicyServerTeacher(addresses, observation, say=said.append, **options))
-        made[-1].said = said
-        return made[-1]
-
-    yield make
-    for teacher in made:
-        teacher.close()
-
-
-def random_frames(count, height=32, width=32):
-    return jnp.asarray(np.random.default_rng(1).integers(0, 256, (count, height, width, 3), np.uint8))
 
 
 def small_policy_s_actions(frames, prompt, height=None, width=None):
