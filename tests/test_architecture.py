@@ -17,7 +17,7 @@ FLOORS = {
         ("trainer",),
         ("stages",),
         ("sweep",),
-        ("report", "export"),
+        ("report", "export", "serve"),
         ("evaluate",),
         ("profile", "doctor"),
         ("acting",),

@@ -56,17 +56,22 @@ def teacher_policy(config: ConfigDict, checkpoint: str | None = None) -> Policy:
     Raises:
         UserError: it cannot be loaded.
     """
-    config = config.copy_and_resolve_references()
-    config.teacher.checkpoint = checkpoint or config.teacher.checkpoint or default_checkpoint(config.teacher)
-    teacher = _loaded(config, checkpoint)
+    teacher, name = named_teacher(config, checkpoint)
     return Policy(
-        name=config.teacher.checkpoint or config.teacher.name,
+        name=name,
         act_on=lambda task: teacher_act(teacher, config.teacher.instruction or task.instruction),
         actions=_SAMPLED,
         env=ConfigDict({"image_size": 128, "mesh_detail": 0.15, "camera": config.env.camera}),
         task=config.env.task,
         close=teacher.close,
     )
+
+
+def named_teacher(config: ConfigDict, checkpoint: str | None = None) -> tuple[Teacher, str]:
+    """Loads a teacher as `teacher_policy` does; returns it with its name for tables."""
+    config = config.copy_and_resolve_references()
+    config.teacher.checkpoint = checkpoint or config.teacher.checkpoint or default_checkpoint(config.teacher)
+    return _loaded(config, checkpoint), config.teacher.checkpoint or config.teacher.name
 
 
 def _loaded(config: ConfigDict, asked: str | None) -> Teacher:

@@ -15,10 +15,7 @@ from rpd_jax.policy_server import wire
 from rpd_jax.policy_server.api_key import read_api_key
 from rpd_jax.policy_server.connections import Batch, Connections
 from rpd_jax.policy_server.observation import ObservationMap
-
-# A server whose metadata has SEEDED: 1 draws its samples from the key and the number of the frame that a request names,
-# gives all of them at once, [samples, horizon, A], and in the environment's convention.
-SEEDED, KEY, FRAME, SAMPLES = "rpd/seeded", "rpd/key", "rpd/frame", "rpd/samples"
+from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES, SEEDED
 
 
 def _print_to_stderr(text: str) -> None:

@@ -25,7 +25,7 @@ def small_policy_s_actions(frames, prompt, height=None, width=None):
 def test_labels_of_an_octo_through_openpi_s_own_server_are_those_in_process_bit_for_bit(
     micro_octo, openpi_site_packages, teacher_of
 ):
-    here = OctoTeacher.load(micro_octo, chunk_size=1)
+    here = OctoTeacher.load(micro_octo, chunk_size=1)  # as openpi's server asks: sizes of batches differ in rounding
     frames = random_frames(5)
     with peer("octo_peer.py", micro_octo, openpi_site_packages) as server:
         there = teacher_of(server.address, gripper="auto")
