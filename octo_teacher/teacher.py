@@ -43,6 +43,7 @@ class OctoTeacher:
     and all is clipped to [-1, 1].
 
     Attributes:
+        horizon: actions of a chunk, H.
         gripper_note: what the gripper's number was taken to mean, and why.
         worthwhile_batch: 1: on the accelerator the next step's actions of the student wait for these labels, so that
             they should be as few as a step has frames.
@@ -83,6 +84,7 @@ class OctoTeacher:
         if self.chunk_size < 1:
             raise UserError(f"chunk_size={chunk_size} must be at least 1.")
         self._read_statistics(model, dataset, normalization_type, gripper)
+        self.horizon = model.module.heads["action"].action_horizon
         dtype = PRECISIONS[precision]
         self.module = with_dtype(model.module, dtype)
         self.params = cast_weights(model.params, dtype)
@@ -117,7 +119,13 @@ class OctoTeacher:
         self._gripper, self.gripper_note = choose_gripper(gripper, entry, whose)
 
     def act(
-        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+        self,
+        rgb: jax.Array,
+        instruction: str,
+        key: jax.Array,
+        num_samples: int = 1,
+        first_frame: int = 0,
+        steps: int | None = None,
     ) -> jax.Array:
         """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
 
@@ -131,9 +139,10 @@ class OctoTeacher:
             key: random key of the samples.
             num_samples: S.
             first_frame: number of the first frame.
+            steps: how many actions of each chunk, up to `horizon`; None: the first one, without an axis for them.
 
         Returns:
-            float32 [S, B, action_dim] in [-1, 1].
+            float32 [S, B, action_dim] in [-1, 1], or [S, B, steps, action_dim].
 
         Raises:
             UserError: there is not memory enough for a single frame.
@@ -142,7 +151,7 @@ class OctoTeacher:
             raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
         if self.params is None:
             raise UserError("This teacher was closed: load it again.")
-        label = partial(_label, *self._arguments(instruction, num_samples))
+        label = partial(_label if steps is None else _label_chunks, *self._arguments(instruction, num_samples))
         total, start = rgb.shape[0], 0
         labels = []
         while start < total:
@@ -159,7 +168,8 @@ class OctoTeacher:
                 continue
             labels.append(actions)
             start += count
-        return jnp.concatenate(labels, axis=1) if len(labels) > 1 else labels[0]
+        labels = jnp.concatenate(labels, axis=1) if len(labels) > 1 else labels[0]
+        return labels if steps is None else labels[:, :, :steps]
 
     def _halve_chunk(self, frames: int, error: Exception) -> None:
         if not out_of_memory(error):
@@ -173,10 +183,16 @@ class OctoTeacher:
         _print_to_stderr(f"Octo: out of memory with {frames} frames at a time; continues with {self.chunk_size}.")
 
     def begin(
-        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+        self,
+        rgb: jax.Array,
+        instruction: str,
+        key: jax.Array,
+        num_samples: int = 1,
+        first_frame: int = 0,
+        steps: int | None = None,
     ) -> Callable[[], jax.Array]:
         """Like `act`, which JAX computes in the background anyway; see `rpd_jax.teachers.Teacher`."""
-        actions = self.act(rgb, instruction, key, num_samples, first_frame)
+        actions = self.act(rgb, instruction, key, num_samples, first_frame, steps)
         return lambda: actions
 
     def lower(
@@ -265,12 +281,28 @@ def _encode_prefix(module: OctoModule, params: Any, tasks: Any) -> Prefix:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _label(
+def _label(module, camera, image_size, num_samples, gripper, params, prefix, tasks, statistics, *seen):
+    """The first action of each frame's chunk, [S, B, A]; arguments as of `_normalised_chunks`."""
+    chunks = _normalised_chunks(module, camera, image_size, num_samples, params, prefix, tasks, statistics, *seen)
+    return _environment_s(chunks[:, :, 0], statistics, gripper)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _label_chunks(module, camera, image_size, num_samples, gripper, params, prefix, tasks, statistics, *seen):
+    """Each frame's whole chunk, [S, B, H, A]."""
+    chunks = _normalised_chunks(module, camera, image_size, num_samples, params, prefix, tasks, statistics, *seen)
+    return _environment_s(chunks, statistics, gripper)
+
+
+def _environment_s(actions: jax.Array, statistics: ActionStatistics, gripper: str) -> jax.Array:
+    return jnp.clip(gripper_to_environment(statistics.unnormalize(actions), gripper), -1.0, 1.0)
+
+
+def _normalised_chunks(
     module: OctoModule,
     camera: str,
     image_size: tuple[int, int],
     num_samples: int,
-    gripper: str,
     params: Any,
     prefix: Prefix,
     tasks: Any,
@@ -287,7 +319,7 @@ def _label(
     noise = None
     if isinstance(head, DiffusionActionHead):
         noise = frame_noise(key, start + jnp.arange(batch), num_samples, head)
-    actions = module.apply(
+    return module.apply(
         {"params": params},
         {camera: rgb[:, None]},
         jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), tasks),
@@ -299,8 +331,7 @@ def _label(
         rng=jax.random.fold_in(key, start),
         noise=noise,
         method="sample_actions",
-    )[:, :, 0]
-    return jnp.clip(gripper_to_environment(statistics.unnormalize(actions), gripper), -1.0, 1.0)
+    )
 
 
 def _rows(rgb: jax.Array | np.ndarray, start: int, size: int) -> jax.Array:

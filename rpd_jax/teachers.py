@@ -21,6 +21,10 @@ class Teacher(Protocol):
     A teacher that looks at the simulator's state says so by an attribute `sees_state = True`: `act` and `begin` are
     then given `state` float32 [B, D] too, by that name. One that looks at nothing else has `sees_frames = False`
     besides, and is given None for the frames where nobody else looks at them.
+
+    One that predicts several actions at a time says how many by an attribute `horizon` (None: it does not know before
+    it is asked). `act` and `begin` then take `steps`, and give the first so many actions of each chunk, float32
+    [S, B, steps, 7].
     """
 
     worthwhile_batch: int
@@ -69,6 +73,13 @@ def sees_frames(teacher: Teacher) -> bool:
 def look(teacher: Teacher, state: Array | None) -> dict[str, Array]:
     """The arguments of `act` and `begin` that only some teachers take: the state, for those that see it."""
     return {"state": state} if getattr(teacher, "sees_state", False) else {}
+
+
+def check_horizon(teacher: Teacher, steps: int, setting: str) -> None:
+    """Raises UserError if a teacher's chunks are known to have fewer than `steps` actions, as `setting` wants them."""
+    horizon = getattr(teacher, "horizon", 1)
+    if horizon is not None and steps > horizon:
+        raise UserError(f"{setting} asks for more actions than this teacher predicts at once: give {horizon} at most.")
 
 
 def load_teacher(config: ConfigDict) -> Teacher:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from scipy.stats import binomtest
 
+from rpd_jax.acting.chunks import ExecutedChunks
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
 from rpd_jax.teachers import Teacher, look
@@ -86,6 +87,8 @@ def run_episodes(
         step = envs.step(action)
         done = np.asarray(step.terminated) | np.asarray(step.truncated)
         valid = np.asarray(step.valid)
+        if isinstance(act, ExecutedChunks):
+            act.forget(done | ~valid)
         for i in range(filmed):
             if not valid[i] and counts[i] == 0:
                 films[i] = [np.array(step.rgb[i])]

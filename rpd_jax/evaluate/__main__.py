@@ -5,7 +5,8 @@ python -m rpd_jax.evaluate --teacher=hf://Juelg/openvla-7b-finetuned-maniskill -
 python -m rpd_jax.evaluate --run=runs/push_cube_sparse-rpd_mse-seed0 [--checkpoint=ITERATION]
 python -m rpd_jax.evaluate --policy=policy/ [--config.env.camera.eye_offset='(0.0, 0.2, 0.0)']
 
-A teacher's actions are sampled, and the first of each chunk is executed; a student's are its mean. --tasks=all measures
+A teacher's actions are sampled, and the first of each chunk is executed, or the first --execute; a student's are its
+mean. --tasks=all measures
 the eight tasks of the paper's Table I. Without --mesh_detail=1 a teacher sees the robot with 15% of its triangles, as
 the embedded ones know it; a student sees the frames of its run. --config.teacher.FIELD changes how a teacher is loaded
 and --config.env.FIELD what any policy sees, as in train.py. DIR gets table.md, results.json and a video per task, each
@@ -50,6 +51,9 @@ _MESH_DETAIL = flags.DEFINE_float(
     lower_bound=0.001,
     upper_bound=1.0,
 )
+_EXECUTE = flags.DEFINE_integer(
+    "execute", 1, "Of a teacher that predicts chunks of actions: how many it runs before it looks again.", lower_bound=1
+)
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -72,6 +76,8 @@ def main() -> None:
     chosen = [flag.name for flag in (_TEACHER, _RUN, _POLICY) if flag.value]
     if len(chosen) > 1:
         raise UserError(f"--{' and --'.join(chosen)} exclude each other: give one of them.")
+    if _EXECUTE.value > 1 and chosen not in ([], ["teacher"]):
+        raise UserError(f"--execute={_EXECUTE.value} is for teachers: a student gives one action at a time.")
     view = _view_changes(of_teacher=chosen in ([], ["teacher"]))
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     if output and output.exists() and not output.is_dir():
@@ -82,7 +88,7 @@ def main() -> None:
     elif _POLICY.value:
         policy = exported_policy(_POLICY.value)
     else:
-        policy = teacher_policy(read_config(_CONFIG), _TEACHER.value)
+        policy = teacher_policy(read_config(_CONFIG), _TEACHER.value, _EXECUTE.value)
     tasks = tasks or [find_task(policy.task or "PushCube-v1")]
     settings = {"episodes": _EPISODES.value, "seed": _SEED.value, "num_envs": _NUM_ENVS.value}
     env_config = ConfigDict(policy.env.to_dict())

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from rpd_jax.acting.chunks import ExecutedChunks
 from rpd_jax.acting.episodes import Act, teacher_act
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.exported_policy import ExportedPolicy
@@ -16,7 +17,7 @@ from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.settings import default_checkpoint
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.tasks import Task
-from rpd_jax.teachers import Teacher, load_teacher, teacher_names
+from rpd_jax.teachers import Teacher, check_horizon, load_teacher, teacher_names
 
 _SAMPLED = "Sampled actions, the first of each chunk executed."
 _MEAN = "Mean actions of the student."
@@ -45,22 +46,29 @@ class Policy:
     close: Callable[[], None] = lambda: None
 
 
-def teacher_policy(config: ConfigDict, checkpoint: str | None = None) -> Policy:
+def teacher_policy(config: ConfigDict, checkpoint: str | None = None, execute: int = 1) -> Policy:
     """A teacher on the frames that the embedded ones know.
 
     Args:
         config: of a run; reads `teacher`, `env.camera` and `env.task`.
         checkpoint: folder, hub address or embedded name, as --teacher gives it; None is the config's, or the teacher's
             own choice.
+        execute: actions of each chunk that are run before the teacher is asked again.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or its chunks are shorter.
     """
     teacher, name = named_teacher(config, checkpoint)
+    check_horizon(teacher, execute, f"--execute={execute}")
+
+    def act_on(task: Task) -> Act:
+        instruction = config.teacher.instruction or task.instruction
+        return teacher_act(teacher, instruction) if execute == 1 else ExecutedChunks(teacher, instruction, execute)
+
     return Policy(
         name=name,
-        act_on=lambda task: teacher_act(teacher, config.teacher.instruction or task.instruction),
-        actions=_SAMPLED,
+        act_on=act_on,
+        actions=_SAMPLED if execute == 1 else f"Sampled actions, the first {execute} of each chunk executed.",
         env=ConfigDict({"image_size": 128, "mesh_detail": 0.15, "camera": config.env.camera}),
         task=config.env.task,
         close=teacher.close,
