@@ -71,7 +71,7 @@ def run(values: flags.FlagValues) -> None:
     if values.json:
         print(json.dumps({"task": values.task, "steps": steps, "throughput": rates}, indent=2))
         return
-    console = Console()
+    console = Console(width=100)  # in a file too
     console.print(_table(f"{values.task}: one environment, one process, CPU ms per step", steps))
     console.print(_table(f"{values.task}: worker processes", rates))
 
