@@ -1,12 +1,13 @@
 """Episodes as something to look at: a video of several side by side, or a strip of frames."""
 
+import os
 import warnings
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 
-from rpd_jax.run.whole_file import replacing
+from rpd_jax.run.whole_file import replacing, write_whole
 
 
 def write_video(path: Path, videos: list[np.ndarray], columns: int = 4, fps: int = 20) -> None:
@@ -17,10 +18,24 @@ def write_video(path: Path, videos: list[np.ndarray], columns: int = 4, fps: int
     still += [np.zeros_like(still[0])] * (-len(still) % columns)
     rows = [np.concatenate(still[i : i + columns], axis=2) for i in range(0, len(still), columns)]
     frames = np.concatenate(rows, axis=1)
-    with replacing(path) as scratch, warnings.catch_warnings():
+    write_whole(path, _encoded(frames, fps))
+
+
+def _encoded(frames: np.ndarray, fps: int) -> bytes:
+    """An mp4 of frames uint8 [T, H, W, 3], made in memory: on a full disk ffmpeg leaves half a video and succeeds."""
+    with open(os.memfd_create("video"), "rb") as memory, warnings.catch_warnings():
         # JAX warns of every fork; this one only starts ffmpeg.
         warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-        imageio.mimwrite(scratch, list(frames), fps=fps, macro_block_size=1, quality=7)
+        imageio.mimwrite(
+            f"/proc/{os.getpid()}/fd/{memory.fileno()}",
+            list(frames),
+            format=".mp4",
+            fps=fps,
+            macro_block_size=1,
+            quality=7,
+            output_params=["-f", "mp4"],
+        )
+        return memory.read()
 
 
 def write_filmstrip(path: Path, video: np.ndarray, frames: int = 6) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields another name beside `path`, with its ending, to write to; it becomes `path` if the `with` block ends well.
 
-    What was written is on the disk by then. The folder is made if missing.
+    What was written is on the disk by then. The folder is made if missing. An OSError names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,6 +21,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield scratch
         sync(scratch)
         os.replace(scratch, path)
+    except OSError as error:
+        if error.filename in (None, str(scratch)):  # what is written to an open file fails without a name
+            error.filename = str(path)
+        raise
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
@@ -19,6 +22,8 @@ from rpd_jax.report.runs import find_runs, group
 from rpd_jax.run.directory import open_run
 from rpd_jax.run.metrics import MetricsLog
 from rpd_jax.training_run.fields import TRAINING
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_run(workdir, algorithm="rpd_mse", seed=0, success=(0.0, 0.5, 1.0), finished=True, teacher=None, **overrides):
@@ -134,6 +139,27 @@ def test_the_page_holds_everything_and_needs_no_network(tmp_path):
     assert "| environment steps until a success of | 50% |" in tables and "| rpd_mse | 200 (2 of 2) |" in tables
     for name in ("success-PushCube-v1-sparse", "return-PushCube-v1-sparse", "time", "final"):
         assert imageio.imread(tmp_path / "report" / f"{name}.png").shape[1] > 500
+
+
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
+def test_a_full_disk_leaves_the_page_that_was_there(small_disk, fill):
+    make_run(small_disk / "run", teacher=0.5)
+    command = [sys.executable, "-m", "rpd_jax.report", str(small_disk / "run"), f"--output={small_disk / 'report'}"]
+
+    def report():
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    assert report().returncode == 0
+    before = {path.name: path.read_bytes() for path in (small_disk / "report").iterdir()}
+    filler = fill(small_disk)
+    full = report()
+    assert full.returncode == 2 and "Traceback" not in full.stderr
+    assert re.match(
+        r"error: .*/report/time\.png could not be written \(No space left on device\): make room there", full.stderr
+    )
+    assert {path.name: path.read_bytes() for path in (small_disk / "report").iterdir()} == before
+    filler.unlink()
+    assert report().returncode == 0
 
 
 def pixels_of(colour, path):
