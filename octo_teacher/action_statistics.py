@@ -18,6 +18,9 @@ from rpd_jax.errors import UserError
 
 FINETUNE_CONFIG = "finetune_config"
 _TYPE_KEY = "action_proprio_normalization_type"
+# finetune_octo.py's entry of config.json on the actions of its demos: {"control_mode": that of the tasks or None where
+# nobody says it, "unlike": why a model of them cannot drive the tasks, "" if it can}.
+DEMOS_ACTIONS = "demos_actions"
 
 
 class NormalizationType(enum.StrEnum):
@@ -166,6 +169,13 @@ def named_normalization(config: Mapping[str, Any], dataset: str | None) -> Norma
             f'write a finetune_config.json beside it, {{"dataset_kwargs": {{"{_TYPE_KEY}": "normal"}}}} or "bounds".'
         )
     return kinds.pop() if kinds else None
+
+
+def named_as_unlike(config: Mapping[str, Any]) -> str:
+    """Why the actions of a model's demos are not the tasks', as its config.json says; "" if it does not say so."""
+    entry = config.get(DEMOS_ACTIONS)
+    unlike = entry.get("unlike") if isinstance(entry, Mapping) else None
+    return unlike if isinstance(unlike, str) else ""
 
 
 def _named_types(entry: Any) -> Iterator[tuple[str | None, NormalizationType]]:

@@ -100,6 +100,7 @@ class FineTuning:
         self.step = 0  # steps done
         self.metrics: dict[str, jax.Array] | None = None  # of the last of them, if it was in this process
         self.losses: list[jax.Array] = []  # of the steps since the last row that has a loss
+        self.unseen: list[tuple[int, dict[str, jax.Array]]] = []  # steps, and their metrics that nobody has looked at
         self.row: dict[str, float] | None = None  # what was measured after the last step, while it is not logged
         self.exports = Exports(workdir / "model", config.keep)
 
@@ -163,13 +164,15 @@ class FineTuning:
             jax.block_until_ready(self.metrics)
             clock.restart()  # what came before was compilation
         self.losses.append(self.metrics["loss"])
+        self.unseen.append((self.step, self.metrics))
+        self._refuse_what_diverged(wait=False)
         if not self._is_due(self.config.log_every):
             return {}
         with clock.stage("train"):
             loss = float(jnp.mean(jnp.stack(self.losses)))
         self.losses = []
+        self._refuse_what_diverged()
         row = {"loss": loss, "grad_norm": float(self.metrics["grad_norm"])}
-        self._refuse([name for name, value in row.items() if not np.isfinite(value)])
         return row | {"learning_rate": float(self.schedule(self.step - 1)), **clock.interval()}
 
     def _measure(self, row: dict[str, float]) -> None:
@@ -181,6 +184,7 @@ class FineTuning:
         if config.eval.every and self._is_due(config.eval.every):
             with self.throughput.stage("evaluate"):
                 row |= measure_success(self._result(), config, self.stop.check, self.console.say)
+        self._refuse([name for name, value in row.items() if not np.isfinite(value)], self.step)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -190,9 +194,15 @@ class FineTuning:
 
     def _save(self) -> None:
         """Writes a checkpoint and, as a step of its own, the model."""
+        self._refuse_what_diverged()
+        state = self.state
+        terms = {
+            "parameters": state.params,
+            "optimiser's moments": state.opt_state,
+            "running mean": state.ema,
+        }
+        self._refuse([name for name, tree in terms.items() if not _all_finite(tree)], self.step)
         losses = [float(loss) for loss in self.losses]
-        terms = {"loss": bool(np.isfinite(losses).all()), "parameters": bool(_all_finite(self.state.params))}
-        self._refuse([name for name, good in terms.items() if not good])
         progress = {"batches": self.batches.get_state(), "row": self.row, "losses": losses}
         self.checkpoints.save(self.step, self.state, progress)
         self._export()
@@ -211,13 +221,22 @@ class FineTuning:
         self.batches.set_state(progress["batches"])
         self.row, self.losses = progress["row"], list(map(jnp.float32, progress["losses"]))
 
-    def _refuse(self, terms: list[str]) -> None:
-        """Ends the run if there are terms that were not finite."""
+    def _refuse_what_diverged(self, wait: bool = True) -> None:
+        """Ends the run if the loss or the gradient of a step was not finite.
+
+        Without `wait`, looks only at the steps that the devices are done with: to wait for one would keep them idle.
+        """
+        while self.unseen and (wait or all(value.is_ready() for value in self.unseen[0][1].values())):
+            step, metrics = self.unseen.pop(0)
+            self._refuse([name for name in ("loss", "grad_norm") if not np.isfinite(metrics[name])], step)
+
+    def _refuse(self, terms: list[str], step: int) -> None:
+        """Ends the run if there are terms that were not finite after a step."""
         if terms:
             kept = self.checkpoints.latest
             last = "nothing was saved before" if kept is None else f"the last good checkpoint, of step {kept}, is kept"
             raise Diverged(
-                f"The {' and the '.join(terms)} of step {self.step} were not finite; {last} in {self.workdir}: lower "
+                f"The {' and the '.join(terms)} of step {step} were not finite; {last} in {self.workdir}: lower "
                 "config.optimizer.learning_rate with another --workdir, or look at the demos (python -m "
                 "octo_teacher.demos inspect)."
             )
@@ -230,7 +249,7 @@ def _initial_state(params, optimizer: optax.GradientTransformation, config: Conf
 
 @jax.jit
 def _all_finite(tree) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)], bool))
 
 
 def _summary(run: FineTuning, prepared: Prepared, frozen) -> str:

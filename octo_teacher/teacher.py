@@ -12,7 +12,13 @@ import numpy as np
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from octo_teacher.action_statistics import ActionStatistics, NormalizationType, choose_statistics, read_statistics
+from octo_teacher.action_statistics import (
+    ActionStatistics,
+    NormalizationType,
+    choose_statistics,
+    named_as_unlike,
+    read_statistics,
+)
 from octo_teacher.embedded import DEFAULT, find_checkpoint
 from octo_teacher.model.action_heads import DiffusionActionHead, SamplingNoise
 from octo_teacher.model.octo_module import OctoModule, Prefix
@@ -59,7 +65,8 @@ class OctoTeacher:
         precision: "float32", or "bfloat16" for tokenizers and transformer.
 
     Raises:
-        UserError: statistics or camera cannot be chosen, or the actions are not the environment's.
+        UserError: statistics or camera cannot be chosen, or the actions are not the environment's, by their number or
+            by what the checkpoint's config says of the demos.
     """
 
     worthwhile_batch = 1
@@ -77,6 +84,12 @@ class OctoTeacher:
     ):
         if precision not in PRECISIONS:
             raise UserError(f"precision={precision!r} is not known: known are {', '.join(PRECISIONS)}.")
+        unlike = named_as_unlike(model.config)
+        if unlike:
+            raise UserError(
+                f"{model.source} cannot be a teacher of the tasks, since its config.json says that {unlike}: fine-tune "
+                "it on demos of theirs."
+            )
         self.model = model
         self.camera = _choose_camera(model, camera)
         self.image_size = model.example_batch["observation"][self.camera].shape[2:4]

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -54,6 +55,18 @@ def read_training_demos(config: ConfigDict, sizes: Mapping[str, int], console: C
     return datasets
 
 
+def actions_of(datasets: list[tuple[str, list[Demo]]]) -> dict[str, Any]:
+    """What is told of the actions of `read_training_demos`; see `action_statistics.DEMOS_ACTIONS`."""
+    meanings = [action_meaning(Path(path)) for path, _ in datasets]
+    unlike = ""
+    for (path, demos), meaning in zip(datasets, meanings, strict=True):
+        reason = why_not_ours(np.concatenate([demo.actions for demo in demos]), meaning)
+        if reason and not unlike:
+            unlike = f"the actions of {path} are not {CONTROL_MODE}'s: {reason}"
+    stated = not unlike and all(meaning.stated for meaning in meanings)
+    return {"control_mode": CONTROL_MODE if stated else None, "unlike": unlike}
+
+
 def why_no_teacher(config: ConfigDict, datasets: list[tuple[str, list[Demo]]], model: OctoModel) -> str:
     """Why train.py cannot use a model of these demos as its teacher, the end of a sentence; "" if it can.
 
@@ -64,10 +77,9 @@ def why_no_teacher(config: ConfigDict, datasets: list[tuple[str, list[Demo]]], m
     """
     if config.modality == "image":
         return "it knows tasks by goal images only (config.modality='image'), and a teacher is told them in words"
-    for path, demos in datasets:
-        reason = why_not_ours(np.concatenate([demo.actions for demo in demos]), action_meaning(Path(path)))
-        if reason:
-            return f"the actions of {path} are not {CONTROL_MODE}'s: {reason}"
+    unlike = actions_of(datasets)["unlike"]
+    if unlike:
+        return unlike
     try:
         OctoTeacher(model)
     except UserError as error:

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from octo_teacher.action_statistics import FINETUNE_CONFIG
+from octo_teacher.action_statistics import DEMOS_ACTIONS, FINETUNE_CONFIG
 from octo_teacher.data.chunks import ChunkSource
 from octo_teacher.data.episodes import Demo, action_statistics, split_demos
 from octo_teacher.finetuning.adaptation import adapt_model, camera_sizes
-from octo_teacher.finetuning.demos import read_training_demos, why_no_teacher
+from octo_teacher.finetuning.demos import actions_of, read_training_demos, why_no_teacher
 from octo_teacher.finetuning.octo_nano import create_octo_nano
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.errors import UserError
@@ -78,6 +78,7 @@ def prepare(config: ConfigDict, workdir: Path, console: Console) -> Prepared:
             **{name: value for name, value in model.config.items() if name != FINETUNE_CONFIG},
             "window_size": config.window,
             "finetune": json.loads(config.to_json_best_effort()),
+            DEMOS_ACTIONS: actions_of(datasets),
         },
     )
     no_teacher = why_no_teacher(config, datasets, model)

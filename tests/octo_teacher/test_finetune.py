@@ -3,13 +3,18 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from configs.finetune_octo import get_config
+from octo_teacher.action_statistics import DEMOS_ACTIONS
 from octo_teacher.finetune import FINE_TUNING, FineTuning, finetune
 from octo_teacher.finetuning.octo_nano import TOKENS
 from octo_teacher.finetuning.train_step import Devices
@@ -21,6 +26,9 @@ from rpd_jax.run.directory import check_run
 from rpd_jax.run.ending import Diverged
 from rpd_jax.run.stop import Interrupted
 from rpd_jax.tasks import TASKS
+
+sys.path.append(str(Path(__file__).parent / "data"))
+from demo_files import write_lerobot
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +165,30 @@ def test_a_run_whose_parameters_diverge_ends_with_its_last_good_checkpoint(setti
     )
 
 
+class SeesItsSteps(FineTuning):
+    """Keeps what each step measured."""
+
+    def _train(self):
+        try:
+            return super()._train()
+        finally:
+            self.log_of_steps[self.step] = self.metrics
+
+
+def test_the_step_that_diverged_is_named_soon_after_it_though_nothing_is_due(settings, tmp_path):
+    config = make_config(settings, save_every=300, steps=300, log_every=300, validate_every=300)
+    config.optimizer.learning_rate, config.optimizer.weight_decay = 1.0, 100.0
+    SeesItsSteps.log_of_steps = log = {}
+    with pytest.raises(Diverged, match="nothing was saved before") as caught:
+        go(SeesItsSteps, config, tmp_path)
+    bad = {step: [name for name in ("loss", "grad_norm") if not np.isfinite(log[step][name])] for step in log}
+    first = min(step for step, names in bad.items() if names)
+    assert str(caught.value).startswith(f"The {' and the '.join(bad[first])} of step {first} were not finite")
+    assert max(log) < 100
+    assert not list((tmp_path / "model").glob("*")) and not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    assert read_log(tmp_path) == []
+
+
 @pytest.mark.parametrize("small_disk", ["6m"], indirect=True)
 def test_a_full_disk_gives_one_sentence_and_the_same_command_continues(settings, finished, small_disk, fill):
     workdir = small_disk / "run"
@@ -180,6 +212,23 @@ def test_the_result_loads_as_a_teacher_with_the_demos_statistics(finished):
     np.testing.assert_allclose(actions[..., 1:6], 0.0, atol=1e-6)
     statistics = teacher.model.dataset_statistics["maniskill"]
     assert statistics["num_trajectories"] == 3 and statistics["num_transitions"] == 18
+
+
+def test_a_model_of_other_actions_says_so_and_is_no_teacher(settings, finished, tmp_path):
+    """Seven numbers, but joints: only the demos tell, and they are not there any more where train.py starts."""
+    config = json.loads((finished / "model" / "config.json").read_text())
+    assert config[DEMOS_ACTIONS] == {"control_mode": "pd_ee_delta_pose", "unlike": ""}
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, 5, 7)).astype(np.float32)
+    demos = write_lerobot(tmp_path / "joints", list(actions), names=[f"joint_{i}" for i in range(7)])
+    finetune(make_config(settings, demos=str(demos), held_out=0.0, steps=2, validate_every=9), tmp_path / "run")
+    shutil.rmtree(demos)
+    model = tmp_path / "run" / "model"
+    sentence = rf"^{re.escape(str(model))} cannot be a teacher of the tasks, .* which are joints: fine-tune it on"
+    with pytest.raises(UserError, match=sentence):
+        OctoTeacher.load(model)
+    # What is fine-tuned from it on demos of the tasks is one.
+    finetune(make_config(settings, init=str(model), steps=2, validate_every=9), tmp_path / "mended")
+    OctoTeacher.load(tmp_path / "mended" / "model")
 
 
 def changed_parameters(before, after):
