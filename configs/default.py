@@ -70,6 +70,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.action_key = "actions"  # openpi: the policy's name of its actions
     c.teacher.resize = ()  # openpi: (height, width) of the frames that are sent, px; (): as they are rendered
     c.teacher.letterbox = True  # openpi: where they are resized, keep proportions, on black; False: stretch
+    c.teacher.chunk = 1  # each label is the mean of what so many chunks in a row say of its moment; not for ppd
     c.teacher.eval_episodes = config_dict.placeholder(
         int
     )  # episodes that measure the teacher's success before training; 0: none

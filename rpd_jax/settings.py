@@ -103,6 +103,7 @@ SETTINGS: dict[str, Check] = {
     "teacher.action_key": text(empty=False),
     "teacher.resize": _RESIZE,
     "teacher.letterbox": flag(),
+    "teacher.chunk": whole(1, 1000),
     "teacher.eval_episodes": whole(0, 10**6),
     "ppo.rollout_steps": whole(1, 10**6),
     "ppo.update_epochs": whole(1, 1000),

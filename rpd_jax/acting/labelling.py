@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rpd_jax.acting.chunks import ensembled
 from rpd_jax.learning.learner import Learner
 from rpd_jax.learning.minibatches import flat
 from rpd_jax.learning.rollout import Rollout
 from rpd_jax.tasks import find_task
-from rpd_jax.teachers import Teacher, look
+from rpd_jax.teachers import Teacher, check_horizon, look
 
 
 class Labeller:
@@ -33,6 +34,8 @@ class Labeller:
         # means of several would be too close together.
         self._sets, self._samples = learner.label_sets, learner.num_samples
         self._averaged = config.distill.averaged if self._samples == 1 else 1
+        self._steps = config.teacher.chunk if self._samples == 1 else 1
+        check_horizon(teacher, self._steps, f"teacher.chunk={self._steps}")
 
     def begin(self, key: jax.Array) -> Callable[[jax.Array | None, jax.Array], None] | None:
         """Begins a rollout.
@@ -62,7 +65,10 @@ class Labeller:
         self._ask()
         answers = [answer() for answer in self._answers]
         actions = jnp.concatenate(answers, axis=1) if len(answers) > 1 else answers[0]
-        actions = actions.reshape(self._averaged, self._sets, self._samples, num_steps, num_envs, -1).mean(axis=0)
+        shape = (self._averaged, self._sets, self._samples, num_steps, num_envs, *actions.shape[2:])
+        actions = actions.reshape(shape).mean(axis=0)
+        if self._steps > 1:
+            actions = ensembled(actions, rollout.dones, rollout.valid)
         return rollout.replace(teacher_actions=actions)
 
     def act(self, rgb: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,6 +81,8 @@ class Labeller:
         self._unseen.append((rgb, state))
         self._ask()
         samples = self._answers[-1]()
+        if self._steps > 1:
+            samples = samples[:, :, 0]
         return samples[0], samples[:: self._sets * self._samples].mean(axis=0)
 
     def _see(self, rgb: jax.Array | None, state: jax.Array) -> None:
@@ -89,7 +97,8 @@ class Labeller:
         self._unseen = []
         samples = self._sets * self._samples * self._averaged
         arguments = (frames, self.instruction, self._key, samples, self._asked)
-        self._answers.append(self.teacher.begin(*arguments, **look(self.teacher, states)))
+        options = look(self.teacher, states) | ({"steps": self._steps} if self._steps > 1 else {})
+        self._answers.append(self.teacher.begin(*arguments, **options))
         self._asked += len(states)
 
 

@@ -39,6 +39,7 @@ _ADDED_FIELDS = {
     "teacher.action_key": "actions",
     "teacher.resize": [],
     "teacher.letterbox": True,
+    "teacher.chunk": 1,
 }
 TRAINING = RunKind(free=FREE_FIELDS, added=_ADDED_FIELDS)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from octo_teacher.teacher import OctoTeacher
-from rpd_jax.acting.chunks import ExecutedChunks
+from rpd_jax.acting.chunks import ExecutedChunks, ensembled
 from rpd_jax.errors import UserError
 from rpd_jax.teachers import check_horizon
 
@@ -60,3 +60,37 @@ def test_more_than_a_chunk_has_is_refused(micro_octo):
         UserError, match=r"--execute=5 asks for more actions than this teacher predicts at once: give 4"
     ):
         check_horizon(OctoTeacher.load(micro_octo), 5, "--execute=5")
+
+
+def averaged_one_by_one(chunks, dones, valid):
+    """`ensembled`, as its definition says, for one sample: [T, N, K, A] -> [T, N, A]."""
+    labels = np.zeros_like(chunks[:, :, 0])
+    for t in range(len(chunks)):
+        for n in range(chunks.shape[1]):
+            said = [chunks[t, n, 0]]
+            for age in range(1, chunks.shape[2]):
+                if t - age < 0 or dones[t - age + 1, n]:
+                    break
+                if valid[t - age, n]:
+                    said.append(chunks[t - age, n, age])
+            labels[t, n] = np.mean(said, axis=0)
+    return labels
+
+
+def test_a_label_is_the_mean_of_what_the_chunks_of_its_episode_say_of_it():
+    rng = np.random.default_rng(0)
+    chunks = rng.normal(size=(2, 1, 12, 3, 4, 7)).astype(np.float32)
+    dones, valid = rng.random((12, 3)) < 0.2, rng.random((12, 3)) < 0.8
+    for own_valid in (valid, np.ones_like(valid)):
+        found = ensembled(chunks, dones.astype(np.float32), None if own_valid.all() else own_valid)
+        for e in range(2):
+            np.testing.assert_allclose(found[e, 0], averaged_one_by_one(chunks[e, 0], dones, own_valid), atol=1e-6)
+    # By hand, one environment: an episode ended before step 2. Step 1 is the mean of two chunks, step 2 is alone.
+    chunks = np.arange(3 * 2, dtype=np.float32).reshape(3, 1, 2, 1)  # step t: its first action 2t, its second 2t + 1
+    found = ensembled(chunks, np.array([[0.0], [0.0], [1.0]]))
+    np.testing.assert_array_equal(found[:, 0, 0], [0.0, (2.0 + 1.0) / 2.0, 4.0])
+
+
+def test_chunks_longer_than_the_rollout_count_as_far_as_it_goes():
+    chunks = np.ones((2, 1, 5, 7), np.float32)
+    np.testing.assert_array_equal(ensembled(chunks, np.zeros((2, 1))), np.ones((2, 1, 7)))

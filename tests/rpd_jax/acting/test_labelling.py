@@ -15,6 +15,7 @@ from rpd_jax import settings
 from rpd_jax.acting import collect
 from rpd_jax.acting.labelling import Labeller
 from rpd_jax.envs.factory import make_vector_env
+from rpd_jax.errors import UserError
 from rpd_jax.learning.learner import Learner
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.teachers import Teacher, load_teacher
@@ -113,6 +114,26 @@ def test_ppd_gets_the_teacher_s_own_spread(collected):
         labels[algorithm, averaged] = np.asarray(labeller.label(frames).teacher_actions)
     np.testing.assert_array_equal(labels["ppd", 4], labels["ppd", 1])
     np.testing.assert_allclose(labels["rpd_mse", 4], labels["ppd", 1].mean(axis=1, keepdims=True), atol=2e-5)
+
+
+def test_labels_of_several_chunks_begin_as_they_are_and_become_means(collected):
+    frames, seen = collected
+    labels = {}
+    for chunk, overlap in ((1, "off"), (3, "off"), (3, "on")):
+        config = make_config(**{"algorithm": "rpd_mse", "teacher.chunk": chunk, "teacher.overlap": overlap})
+        labeller = Labeller(load_teacher(config), config, Learner(ActorCritic.from_config(config.student), config))
+        on_frames = labeller.begin(jax.random.key(1))
+        for rgb, state in seen if on_frames else ():
+            on_frames(rgb, state)
+        labels[chunk, overlap] = np.asarray(labeller.label(frames).teacher_actions)
+    one, three = labels[1, "off"], labels[3, "off"]
+    assert one.shape == three.shape
+    np.testing.assert_allclose(three[:, :, 0], one[:, :, 0], atol=2e-5)  # nothing was said before
+    assert np.abs(three[:, :, 1:] - one[:, :, 1:]).max() > 1e-3
+    np.testing.assert_allclose(labels[3, "on"], three, atol=2e-5)
+    with pytest.raises(UserError, match=r"teacher.chunk=9 asks for more actions than .* at once: give 4 at most"):
+        config = make_config(**{"algorithm": "rpd_mse", "teacher.chunk": 9})
+        Labeller(labeller.teacher, config, Learner(ActorCritic.from_config(config.student), config))
 
 
 @pytest.mark.parametrize(
