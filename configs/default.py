@@ -101,7 +101,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.distill.coef_final = config_dict.placeholder(float)
     c.distill.anneal_steps = config_dict.placeholder(int)
     c.distill.num_samples = 10  # teacher samples per frame for ppd; the other algorithms take one
-    c.distill.averaged = config_dict.placeholder(int)  # each label is the mean of so many teacher samples; not for ppd
+    c.distill.averaged = config_dict.placeholder(int)  # each label is made of so many teacher samples; not for ppd
+    c.distill.label = config_dict.placeholder(str)  # mean: of those samples | nearest: the one of them nearest to it
     c.distill.std_floor = 0.01  # ppd: the least standard deviation of the teacher's samples
     c.distill.replay = config_dict.placeholder(int)  # labelled frames kept for the distillation term; 0: none
     c.distill.replay_batch = config_dict.placeholder(int)  # kept frames added to each minibatch's distillation term
@@ -163,6 +164,7 @@ def _paper_profile() -> dict:
             "schedule": "constant",
             "anneal_steps": 0,
             "averaged": 1,
+            "label": "mean",
             "replay": 0,
             "replay_batch": 0,
             "replay_coef": 0.0,
@@ -207,6 +209,7 @@ def _cpu_profile(task: str) -> dict:
             "schedule": "cosine",
             "anneal_steps": 40_000,
             "averaged": 4,
+            "label": "mean",
             "replay": 20_000,
             "replay_batch": 128,
             "replay_coef": 1.0,
@@ -247,6 +250,9 @@ def _refine_profile(task: str) -> dict:
     profile["distill"] |= {
         "coef": 1.0,
         "schedule": "constant",
+        # The mean of LiftPegUpright's teacher succeeds in 5 to 10%, the sample nearest to it in 52%.
+        "averaged": 8,
+        "label": "nearest",
         "replay": 32_768,
         "replay_batch": 96,
         "replay_coef": 3.0,
@@ -272,7 +278,6 @@ def _stages() -> dict:
                 "learning_rate_final": 3e-4,
             },
             "distill": {
-                "averaged": 4,
                 "replay": 16_384,
                 "replay_batch": 256,
                 "replay_coef": 2.0,

@@ -29,7 +29,7 @@ from rpd_jax.command.checks import (
 )
 from rpd_jax.command.wrong_flags import fields
 from rpd_jax.errors import UserError
-from rpd_jax.learning.algorithms import algorithm_names, find_algorithm
+from rpd_jax.learning.algorithms import LABELS, algorithm_names, find_algorithm
 from rpd_jax.run import wandb_log
 from rpd_jax.student.networks import CRITICS, ENCODERS, OBSERVATIONS, PRECISIONS, SMALLEST_IMAGE
 from rpd_jax.student.state_features import KINDS
@@ -129,6 +129,7 @@ SETTINGS: dict[str, Check] = {
     "distill.anneal_steps": whole(0, 10**10),
     "distill.num_samples": whole(1, 1000),
     "distill.averaged": whole(1, 1000),
+    "distill.label": one_of(*LABELS),
     "distill.std_floor": number(0, 10**6),
     "distill.replay": whole(0, 10**8),
     "distill.replay_batch": whole(0, 10**6),

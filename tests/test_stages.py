@@ -90,7 +90,6 @@ SMALL = {
     "stages.label.total_steps": 32,
     "stages.label.ppo.num_minibatches": 2,
     "stages.label.ppo.update_epochs": 2,
-    "stages.label.distill.averaged": 2,
     "stages.label.distill.replay": 32,
     "stages.label.distill.replay_batch": 8,
     "stages.label.eval.final_episodes": 2,

@@ -1,9 +1,11 @@
 """Labels for a rollout's frames: each frame is looked at once by the teacher, after the rollout or while it runs."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 from ml_collections import ConfigDict
 
 from rpd_jax.acting.chunks import ensembled
@@ -36,6 +38,7 @@ class Labeller:
         self._averaged = config.distill.averaged if self._samples == 1 else 1
         self._steps = config.teacher.chunk if self._samples == 1 else 1
         check_horizon(teacher, self._steps, f"teacher.chunk={self._steps}")
+        self._label = config.distill.label
 
     def begin(self, key: jax.Array) -> Callable[[jax.Array | None, jax.Array], None] | None:
         """Begins a rollout.
@@ -65,10 +68,12 @@ class Labeller:
         self._ask()
         answers = [answer() for answer in self._answers]
         actions = jnp.concatenate(answers, axis=1) if len(answers) > 1 else answers[0]
-        shape = (self._averaged, self._sets, self._samples, num_steps, num_envs, *actions.shape[2:])
-        actions = actions.reshape(shape).mean(axis=0)
+        # Of chunks the nearest is chosen as a whole.
+        chunk = actions.shape[2:]
+        actions = actions.reshape(self._averaged, self._sets, self._samples, num_steps, num_envs, -1)
+        actions = one_of_several(actions, self._label)
         if self._steps > 1:
-            actions = ensembled(actions, rollout.dones, rollout.valid)
+            actions = ensembled(actions.reshape(*actions.shape[:-1], *chunk), rollout.dones, rollout.valid)
         return rollout.replace(teacher_actions=actions)
 
     def act(self, rgb: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -83,7 +88,7 @@ class Labeller:
         samples = self._answers[-1]()
         if self._steps > 1:
             samples = samples[:, :, 0]
-        return samples[0], samples[:: self._sets * self._samples].mean(axis=0)
+        return samples[0], one_of_several(samples[:: self._sets * self._samples], self._label)
 
     def _see(self, rgb: jax.Array | None, state: jax.Array) -> None:
         self._unseen.append((rgb, state))
@@ -100,6 +105,22 @@ class Labeller:
         options = look(self.teacher, states) | ({"steps": self._steps} if self._steps > 1 else {})
         self._answers.append(self.teacher.begin(*arguments, **options))
         self._asked += len(states)
+
+
+@partial(jax.jit, static_argnums=1)
+def one_of_several(samples: Float32[Array, "K *rest A"], kind: str) -> Float32[Array, "*rest A"]:
+    """The label that K of the teacher's samples make.
+
+    Args:
+        samples: of the same frames.
+        kind: "mean", or "nearest": the sample nearest to the mean. Where there are several ways to act their mean is
+            none of them; the sample nearest to it is one that the teacher would take, and nearly always the same one.
+    """
+    mean = samples.mean(axis=0)
+    if kind == "mean" or len(samples) == 1:
+        return mean
+    nearest = jnp.argmin(jnp.sum(jnp.square(samples - mean), axis=-1), axis=0)
+    return jnp.take_along_axis(samples, nearest[None, ..., None], axis=0)[0]
 
 
 def _joined(parts):

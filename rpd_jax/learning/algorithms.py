@@ -12,6 +12,8 @@ from rpd_jax.errors import UserError
 from rpd_jax.learning import losses
 
 GROUP = "rpd_jax.algorithms"
+# What several samples of a frame become where an algorithm reads one label: their mean, or the one nearest to it.
+LABELS = ("mean", "nearest")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ _ADDED_FIELDS = {
     # An Octo's gripper stayed as it was and OpenVLA's was turned: for every checkpoint but an Octo of 0..1, "auto".
     "teacher.gripper": "auto",
     "ppo.critic_first": 0,
+    "distill.label": "mean",
     "distill.replay_both": False,
     "distill.guide": 0.0,
     "distill.guide_final": 0.0,

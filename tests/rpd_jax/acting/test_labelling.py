@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from rpd_jax import settings
-from rpd_jax.acting import collect
+from rpd_jax.acting import collect, labelling
 from rpd_jax.acting.labelling import Labeller
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.errors import UserError
@@ -101,6 +101,23 @@ def test_the_same_labels_during_the_rollout_and_after_it(collected, algorithm, r
     np.testing.assert_allclose(labels["on"], labels["off"], atol=2e-5)
     for axis in (-3, 0 if shape[0] > 1 else 1):  # frames differ, and so do sets or samples
         assert np.abs(np.diff(labels["on"], axis=axis)).max() > 1e-3
+
+
+def test_a_label_is_the_mean_or_the_sample_nearest_to_it():
+    """Two ways around an obstacle: their mean goes through it, the nearest sample is one of the ways."""
+    left, right = np.full((5, 2, 7), -0.8), np.full((3, 2, 7), 0.8)
+    samples = np.concatenate([left, right]) + 0.01 * np.arange(8)[:, None, None]
+    samples[:, 1] = -samples[:, 1]
+    for chosen in (samples, samples[:, None]):  # [K, B, A] and [K, T, N, A]
+        mean = labelling.one_of_several(jnp.asarray(chosen), "mean")
+        np.testing.assert_allclose(mean, chosen.mean(axis=0), atol=1e-6)
+        assert np.abs(mean).max() < 0.3
+        nearest = labelling.one_of_several(jnp.asarray(chosen), "nearest")
+        distances = np.linalg.norm(chosen - chosen.mean(axis=0), axis=-1).reshape(8, 2)
+        expected = chosen.reshape(8, 2, 7)[distances.argmin(axis=0), [0, 1]]
+        np.testing.assert_allclose(nearest.reshape(2, 7), expected, atol=1e-6)
+    alone = labelling.one_of_several(jnp.asarray(samples[:1]), "nearest")
+    np.testing.assert_allclose(alone, samples[0], atol=1e-6)
 
 
 def test_ppd_gets_the_teacher_s_own_spread(collected):
