@@ -36,6 +36,7 @@ from rpd_jax.acting import collect
 from rpd_jax.acting.stage import Stage, iteration_keys
 from rpd_jax.command.line import read_config, run_command
 from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.errors import UserError
 from rpd_jax.learning.learner import Learner
 from rpd_jax.workers.cost import cpu_seconds
 
@@ -172,6 +173,11 @@ _ITERATIONS = flags.DEFINE_integer("iterations", 1, "Iterations to measure, afte
 
 def main() -> None:
     config = settings.resolve(read_config(_CONFIG))
+    if config.refine != "pixels":
+        raise UserError(
+            f"An iteration of a run of one stage is measured, and refine={config.refine!r} has several: leave it out, "
+            "and set what the stage has, such as student.observation=state."
+        )
     settings.check_machine(config)
     times, learner = measure(config, _ITERATIONS.value)
     iterations = _ITERATIONS.value
