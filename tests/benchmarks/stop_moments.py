@@ -38,10 +38,11 @@ def main() -> None:
     parser.add_argument("--demos", type=Path, required=True, help="to fine-tune on")
     parser.add_argument("--every", type=float, default=0.2, help="seconds between the moments (default: 0.2)")
     parser.add_argument("--until", type=float, default=10.0, help="seconds, the last moment (default: 10)")
+    parser.add_argument("--only", nargs="+", help="names of the commands, for example report evaluate (default: all)")
     args = parser.parse_args()
     table = Table("command", "moments", "stopped at once", "saved first", "done before", "wrong", "longest end, s")
     with tempfile.TemporaryDirectory() as folder:
-        for name in commands(Path(folder), args.run, args.demos):
+        for name in args.only or commands(Path(folder), args.run, args.demos):
             outcomes = []
             for index, moment in enumerate(np.arange(0.0, args.until + 1e-9, args.every)):
                 own = Path(folder) / f"{name}-{index}"
