@@ -82,14 +82,20 @@ def _teacher() -> "ServedPolicy":
     from rpd_jax.policy_server.server import ServedPolicy
 
     teacher, name = named_teacher(read_config(_CONFIG), _TEACHER.value)
+    if getattr(teacher, "sees_state", False):
+        raise UserError(f"{name} sees the simulator's state: serve a student by --run, and a teacher that sees frames.")
     own_key = jax.random.key(_SEED.value)
 
-    def act(frames, states, instruction, words, samples, number):
+    def act(frames, states, instruction, words, samples, number, steps):
         key = own_key if words is None else jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32))
-        return np.asarray(teacher.act(jnp.asarray(frames), instruction, key, samples, number))
+        asked = (jnp.asarray(frames), instruction, key, samples, number)
+        if steps == 1:
+            return np.asarray(teacher.act(*asked))[:, :, None]
+        return np.asarray(teacher.act(*asked, steps=steps))
 
-    metadata = {"policy": name, "action_dim": 7, "action_horizon": 1, SEEDED: 1}
-    return ServedPolicy(act, metadata, frame_shape=(), state_dim=None, prompted=True)
+    horizon = getattr(teacher, "horizon", 1) or 1
+    metadata = {"policy": name, "action_dim": 7, "action_horizon": horizon, SEEDED: 1}
+    return ServedPolicy(act, metadata, frame_shape=(), state_dim=None, prompted=True, horizon=horizon)
 
 
 def _student(run: str) -> "ServedPolicy":
@@ -106,8 +112,8 @@ def _student(run: str) -> "ServedPolicy":
     student = load_student(run, _CHECKPOINT.value)
     mean_action = jax.jit(partial(student.network.apply, method=ActorCritic.mean_action))
 
-    def act(frames, states, instruction, words, samples, number):
-        actions = np.clip(np.asarray(mean_action(student.params, frames, states)), -1.0, 1.0)
+    def act(frames, states, instruction, words, samples, number, steps):
+        actions = np.clip(np.asarray(mean_action(student.params, frames, states)), -1.0, 1.0)[:, None]
         return np.broadcast_to(actions, (samples, *actions.shape))
 
     name = f"{Path(run).resolve().name}, iteration {student.iteration}"

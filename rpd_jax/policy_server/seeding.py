@@ -8,3 +8,4 @@ SEEDED = "rpd/seeded"
 KEY = "rpd/key"  # words of a JAX random key, uint32
 FRAME = "rpd/frame"  # number of the frame
 SAMPLES = "rpd/samples"  # actions drawn for it
+STEPS = "rpd/steps"  # actions of each chunk, 1 if it is not named

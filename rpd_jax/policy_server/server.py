@@ -20,7 +20,7 @@ from websockets.http11 import Request, Response
 
 from rpd_jax.errors import UserError
 from rpd_jax.policy_server import wire
-from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES
+from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES, STEPS
 
 IMAGE, STATE, PROMPT, ACTIONS = "observation/image", "observation/state", "prompt", "actions"
 # Frames that go through the policy at a time.
@@ -36,19 +36,21 @@ class ServedPolicy:
 
     Attributes:
         act: gives, for frames uint8 [B, H, W, 3] or None, states float32 [B, D] or None, an instruction, words of a
-            random key (uint32, or None), the number of samples S and the number of the first frame, actions float32
-            [S, B, A]. It is called in one thread, one call at a time.
+            random key (uint32, or None), the number of samples S, the number of the first frame and the number of steps
+            H, actions float32 [S, B, H, A]. It is called in one thread, one call at a time.
         metadata: what each client is told first.
         frame_shape: (H, W, 3) that frames must have; any height and width if (); frames are not seen if None.
         state_dim: D of the states that it sees, or None.
         prompted: whether it reads the instruction.
+        horizon: actions of a chunk, all of which a client gets that does not say how many it wants.
     """
 
-    act: Callable[[np.ndarray | None, np.ndarray | None, str, np.ndarray | None, int, int], np.ndarray]
+    act: Callable[[np.ndarray | None, np.ndarray | None, str, np.ndarray | None, int, int, int], np.ndarray]
     metadata: Mapping[str, Any]
     frame_shape: tuple[int, ...] | None
     state_dim: int | None
     prompted: bool
+    horizon: int = 1
 
 
 class _BadObservation(Exception):
@@ -65,13 +67,14 @@ class _Question:
     key: np.ndarray | None
     number: int
     samples: int
+    steps: int
     answer: asyncio.Future
 
     @property
     def company(self) -> tuple:
         """What those have in common that can be answered together."""
         shape = None if self.frame is None else self.frame.shape
-        return shape, self.prompt, None if self.key is None else self.key.tobytes(), self.samples
+        return shape, self.prompt, None if self.key is None else self.key.tobytes(), self.samples, self.steps
 
 
 def listen_at(host: str, port: int) -> socket.socket:
@@ -156,11 +159,14 @@ class PolicyServer:
             raise _BadObservation(f"{KEY} must be the words of a random key (uint32), {FRAME} a whole number.")
         if type(samples) is not int or not 1 <= samples <= _MOST_SAMPLES:
             raise _BadObservation(f"{SAMPLES} must be a whole number from 1 to {_MOST_SAMPLES}.")
+        steps = found.get(STEPS, self._policy.horizon if key is None else 1)
+        if type(steps) is not int or not 1 <= steps <= self._policy.horizon:
+            raise _BadObservation(f"{STEPS} must be a whole number from 1 to {self._policy.horizon}.")
         prompt = str(found.get(PROMPT, "")) if self._policy.prompted else ""
         if len(prompt) > _LONGEST_PROMPT:
             raise _BadObservation(f"{PROMPT} has more than {_LONGEST_PROMPT} characters.")
         answer = asyncio.get_running_loop().create_future()
-        return _Question(self._frame(found), self._state(found), prompt, key, number, samples, answer)
+        return _Question(self._frame(found), self._state(found), prompt, key, number, samples, steps, answer)
 
     def _frame(self, found: dict) -> np.ndarray | None:
         shape = self._policy.frame_shape
@@ -211,16 +217,14 @@ class PolicyServer:
         return batch
 
     def _act(self, batch: list[_Question]) -> list[np.ndarray]:
-        """The answers: [1, A] each, or [S, 1, A] where a key was given."""
+        """The answers: [H, A] each, or [S, H, A] where a key was given."""
         first = batch[0]
         size = 1 << (len(batch) - 1).bit_length()  # so that few sizes are compiled
         rows = np.minimum(np.arange(size), len(batch) - 1)
         frames = None if first.frame is None else np.stack([question.frame for question in batch])[rows]
         states = None if first.state is None else np.stack([question.state for question in batch])[rows]
-        actions = self._policy.act(frames, states, first.prompt, first.key, first.samples, first.number)
-        if first.key is None:
-            return [actions[0, i : i + 1] for i in range(len(batch))]
-        return [actions[:, i : i + 1] for i in range(len(batch))]
+        actions = self._policy.act(frames, states, first.prompt, first.key, first.samples, first.number, first.steps)
+        return [actions[0, i] if first.key is None else actions[:, i] for i in range(len(batch))]
 
 
 def _entry(found: dict, name: str) -> Any:

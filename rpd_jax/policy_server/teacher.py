@@ -15,7 +15,7 @@ from rpd_jax.policy_server import wire
 from rpd_jax.policy_server.api_key import read_api_key
 from rpd_jax.policy_server.connections import Batch, Connections
 from rpd_jax.policy_server.observation import ObservationMap
-from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES, SEEDED
+from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES, SEEDED, STEPS
 
 
 def _print_to_stderr(text: str) -> None:
@@ -31,6 +31,7 @@ class PolicyServerTeacher:
     the teacher behind it would give here.
 
     Attributes:
+        horizon: actions of a chunk, if all servers say so; else None.
         worthwhile_batch: what keeps all connections busy.
 
     Args:
@@ -76,6 +77,9 @@ class PolicyServerTeacher:
         )
         try:
             self._seeded = all(metadata.get(SEEDED) == 1 for metadata in self._connections.metadata.values())
+            horizons = [metadata.get("action_horizon") for metadata in self._connections.metadata.values()]
+            known = all(type(horizon) is int and horizon > 0 for horizon in horizons)
+            self.horizon: int | None = min(horizons) if known else None
             for address, metadata in self._connections.metadata.items():
                 dims = metadata.get("action_dim", ACTION_DIM)
                 if type(dims) is not int:
@@ -94,7 +98,13 @@ class PolicyServerTeacher:
         say(f"Policy server: {note}.")
 
     def act(
-        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+        self,
+        rgb: jax.Array,
+        instruction: str,
+        key: jax.Array,
+        num_samples: int = 1,
+        first_frame: int = 0,
+        steps: int | None = None,
     ) -> jax.Array:
         """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
 
@@ -104,42 +114,50 @@ class PolicyServerTeacher:
             key: random key of the samples; counts for seeded servers only.
             num_samples: S; so many requests for each frame, one for seeded servers.
             first_frame: number of the first frame.
+            steps: how many actions of each chunk; None: the first one, without an axis for them.
 
         Returns:
-            float32 [S, B, 7] in [-1, 1].
+            float32 [S, B, 7] in [-1, 1], or [S, B, steps, 7].
 
         Raises:
             UserError: a server failed, was lost for too long, or answered what cannot be a label.
         """
-        return self.begin(rgb, instruction, key, num_samples, first_frame)()
+        return self.begin(rgb, instruction, key, num_samples, first_frame, steps)()
 
     def begin(
-        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
+        self,
+        rgb: jax.Array,
+        instruction: str,
+        key: jax.Array,
+        num_samples: int = 1,
+        first_frame: int = 0,
+        steps: int | None = None,
     ) -> Callable[[], jax.Array]:
         """Like `act`, but returns at once; see `rpd_jax.teachers.Teacher`."""
         if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
             raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
         frames, words = np.asarray(rgb), np.asarray(jax.random.key_data(key))
-        actions = np.empty((num_samples, len(frames), ACTION_DIM), np.float32)
+        actions = np.empty((num_samples, len(frames), steps or 1, ACTION_DIM), np.float32)
         together = num_samples if self._seeded else 1
 
         def encode(index: int) -> bytes:
             frame = index % len(frames)
             message = self._observation.observation(frames[frame], instruction)
             if self._seeded:
-                message |= {KEY: words, FRAME: first_frame + frame, SAMPLES: num_samples}
+                message |= {KEY: words, FRAME: first_frame + frame, SAMPLES: num_samples, STEPS: steps or 1}
             return wire.encode(message)
 
         def take(index: int, answer: Any, address: str) -> None:
             sample, frame = divmod(index, len(frames))
-            actions[sample : sample + together, frame] = self._first_actions(answer, together, address)
+            actions[sample : sample + together, frame] = self._actions(answer, together, steps or 1, address)
 
         batch = Batch(encode, take, num_samples // together * len(frames))
         self._connections.ask(batch)
 
         def finish() -> jax.Array:
             batch.done.result()
-            return jnp.clip(gripper_to_environment(jnp.asarray(actions), self._gripper), -1.0, 1.0)
+            found = jnp.asarray(actions if steps else actions[:, :, 0])
+            return jnp.clip(gripper_to_environment(found, self._gripper), -1.0, 1.0)
 
         return finish
 
@@ -147,8 +165,8 @@ class PolicyServerTeacher:
         """Closes the connections."""
         self._connections.close()
 
-    def _first_actions(self, answer: Any, samples: int, address: str) -> np.ndarray:
-        """The first action of each chunk of an answer, float32 [samples, 7]."""
+    def _actions(self, answer: Any, samples: int, steps: int, address: str) -> np.ndarray:
+        """The first `steps` actions of each chunk of an answer, float32 [samples, steps, 7]."""
         if not isinstance(answer, dict) or self._action_key not in answer:
             there = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
             raise UserError(
@@ -162,11 +180,18 @@ class PolicyServerTeacher:
                 f"{address} answers actions of {chunk.dtype} {list(chunk.shape)}; a teacher's are numbers of the shape "
                 f"{wanted} (pd_ee_delta_pose: translation, rotation, gripper): serve a policy that gives those."
             )
-        first = chunk if chunk.ndim == 1 else chunk[..., 0, :]
+        chunks = chunk.reshape(samples, -1, ACTION_DIM)
+        if chunks.shape[1] < steps:
+            raise UserError(
+                f"{address} answers {chunks.shape[1]} action{'s' * (chunks.shape[1] > 1)} at a time, and {steps} are "
+                "wanted: lower teacher.chunk, or --execute."
+            )
+        first = chunks[:, :steps]
         if not np.isfinite(first).all():
-            numbers = ", ".join(f"{number:g}" for number in first.reshape(-1, ACTION_DIM)[0])
+            odd = first[~np.isfinite(first).all(axis=-1)][0]
+            numbers = ", ".join(f"{number:g}" for number in odd)
             raise UserError(f"{address} answers actions that are not finite ({numbers}): see that policy.")
-        return np.atleast_2d(first.astype(np.float32))
+        return first.astype(np.float32)
 
     def _fits(self, shape: tuple[int, ...], samples: int) -> bool:
         leading = shape[:-1]

@@ -61,6 +61,18 @@ def test_a_policy_gets_the_size_that_it_wants(openpi_peer, teacher_of):
     np.testing.assert_allclose(found[0, 0], [0, 0, 0, 0.04, 0.48, 0.24, 1], rtol=1e-6)  # a black border
 
 
+def test_a_chunk_is_given_as_far_as_it_is_asked_for(openpi_peer, teacher_of):
+    frames = random_frames(3)
+    with openpi_peer("usual") as server:
+        teacher = teacher_of(server.address)
+        assert teacher.horizon == 2
+        chunks = teacher.act(frames, "push", KEY, steps=2)
+        np.testing.assert_array_equal(chunks[:, :, 0], teacher.act(frames, "push", KEY))
+        np.testing.assert_array_equal(chunks[0, :, 1], np.ones((3, 7)))  # 9, clipped
+        with pytest.raises(UserError, match=r"answers 2 actions at a time, and 3 are wanted: lower teacher.chunk"):
+            teacher.act(frames, "push", KEY, steps=3)
+
+
 def test_the_wrong_gripper_s_meaning_is_not_guessed(openpi_peer, teacher_of):
     with openpi_peer("usual") as server, pytest.raises(UserError, match=r"no range of the gripper in what ws://127"):
         teacher_of(server.address, gripper="auto")

@@ -89,6 +89,9 @@ def test_labels_through_our_server_are_those_in_process(octo_server, micro_octo,
     expected = here.act(frames, "push the cube", KEY, 3, 5)
     alone = teacher_of(octo_server.address, connections=1, gripper="auto")
     np.testing.assert_array_equal(alone.act(frames, "push the cube", KEY, 3, 5), expected)
+    assert alone.horizon == 4
+    chunks = alone.act(frames, "push the cube", KEY, 2, 5, steps=3)
+    np.testing.assert_array_equal(chunks, here.act(frames, "push the cube", KEY, 2, 5, steps=3))
     # Gathered from several connections they differ as differently sized batches do in process.
     together = teacher_of(octo_server.address, connections=4, gripper="auto")
     np.testing.assert_allclose(together.act(frames, "push the cube", KEY, 3, 5), expected, atol=1e-4)
@@ -98,8 +101,8 @@ def test_openpi_s_own_client_is_answered(octo_server, micro_octo, asked):
     frame = np.asarray(random_frames(1)[0])
     observation = {"frame": frame.tolist(), "prompt": "push the cube", "what/else": [1, 2]}
     metadata, first, second = asked(octo_server.port, observation, observation)
-    assert metadata == {"policy": str(micro_octo), "action_dim": 7, "action_horizon": 1, "rpd/seeded": 1}
-    assert first["actions"][0] == "float32" and np.shape(first["actions"][1]) == (1, 7)
+    assert metadata == {"policy": str(micro_octo), "action_dim": 7, "action_horizon": 4, "rpd/seeded": 1}
+    assert first["actions"][0] == "float32" and np.shape(first["actions"][1]) == (4, 7)
     assert np.abs(first["actions"][1]).max() <= 1.0 and first["server_timing"]["infer_ms"] > 0
     assert first["actions"] != second["actions"]  # each question has noise of its own
 
@@ -132,6 +135,7 @@ BAD_OBSERVATIONS = {
         {"frame": np.zeros((8, 8, 3)).tolist(), "rpd/key": [1, 2], "rpd/frame": 0},
         "rpd/key must be the words of a random key (uint32), rpd/frame a whole number.",
     ),
+    "more than a chunk": ({"rpd/steps": 5}, "rpd/steps must be a whole number from 1 to 4."),
     "many samples": ({"rpd/samples": 10**9}, "rpd/samples must be a whole number from 1 to 1000."),
     "a long prompt": ({"prompt": "push" * 10**4}, "prompt has more than 4096 characters."),
 }
@@ -142,17 +146,18 @@ def test_a_bad_observation_is_told_and_the_server_goes_on(octo_server, asked):
     _, *answers, last = asked(octo_server.port, *(bad for bad, _ in BAD_OBSERVATIONS.values()), good)
     for answer, (_, sentence) in zip(answers, BAD_OBSERVATIONS.values(), strict=True):
         assert answer.startswith("Error in inference server:\n") and answer.endswith(sentence), answer
-    assert np.shape(last["actions"][1]) == (1, 7)
+    assert np.shape(last["actions"][1]) == (4, 7)
 
 
 def test_requests_of_several_connections_go_through_the_policy_together(teacher_of):
     """While a policy computes for 20 ms the requests of all others arrive; each gets the answer to its own."""
     sizes = []
 
-    def act(frames, states, instruction, words, samples, number):
+    def act(frames, states, instruction, words, samples, number, steps):
         sizes.append(len(frames))
         time.sleep(0.02)
-        return np.broadcast_to(np.pad(frames[:, 0, 0] / np.float32(255), ((0, 0), (0, 4))), (samples, len(frames), 7))
+        actions = np.pad(frames[:, None, 0, 0] / np.float32(255), ((0, 0), (0, 0), (0, 4)))
+        return np.broadcast_to(actions, (samples, len(frames), 1, 7))
 
     policy = ServedPolicy(act, {"rpd/seeded": 1}, frame_shape=(), state_dim=None, prompted=True)
     listener = listen_at("127.0.0.1", 0)
@@ -178,7 +183,7 @@ def test_health_is_told_without_a_key_and_nothing_else_is(micro_octo, asked, tea
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"http://127.0.0.1:{server.port}/")
         observation = {"frame": np.zeros((32, 32, 3)).tolist(), "prompt": "push"}
-        assert np.shape(asked(server.port, observation, key=["open-sesame"])[1]["actions"][1]) == (1, 7)
+        assert np.shape(asked(server.port, observation, key=["open-sesame"])[1]["actions"][1]) == (4, 7)
     finally:
         server.close()
 
