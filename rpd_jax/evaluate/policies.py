@@ -20,6 +20,8 @@ from rpd_jax.tasks import Task
 from rpd_jax.teachers import Teacher, check_horizon, load_teacher, teacher_names
 
 _SAMPLED = "Sampled actions, the first of each chunk executed."
+# Pixels of the frames that the embedded teachers know.
+_IMAGE_SIZE = 128
 _MEAN = "Mean actions of the student."
 
 
@@ -69,7 +71,7 @@ def teacher_policy(config: ConfigDict, checkpoint: str | None = None, execute: i
         name=name,
         act_on=act_on,
         actions=_SAMPLED if execute == 1 else f"Sampled actions, the first {execute} of each chunk executed.",
-        env=ConfigDict({"image_size": 128, "mesh_detail": 0.15, "camera": config.env.camera}),
+        env=ConfigDict({"image_size": _IMAGE_SIZE, "mesh_detail": 0.15, "camera": config.env.camera}),
         task=config.env.task,
         close=teacher.close,
     )
@@ -79,6 +81,8 @@ def named_teacher(config: ConfigDict, checkpoint: str | None = None) -> tuple[Te
     """Loads a teacher as `teacher_policy` does; returns it with its name for tables."""
     config = config.copy_and_resolve_references()
     config.teacher.checkpoint = checkpoint or config.teacher.checkpoint or default_checkpoint(config.teacher)
+    if config.env.image_size is None:
+        config.env.image_size = _IMAGE_SIZE
     return _loaded(config, checkpoint), config.teacher.checkpoint or config.teacher.name
 
 

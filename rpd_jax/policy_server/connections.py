@@ -149,6 +149,9 @@ class Connections:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _queue(self, batch: Batch) -> None:
+        if not batch.unanswered:
+            batch.done.set_result(None)
+            return
         self._batches[id(batch)] = batch
         if self._failure is not None:
             await self._fail(self._failure)

@@ -198,7 +198,8 @@ class PolicyServer:
                     actions = await asyncio.to_thread(self._act, batch)
                 except Exception as error:
                     for question in batch:
-                        question.answer.set_exception(error)
+                        if not question.answer.done():
+                            question.answer.set_exception(error)
                     continue
                 for question, own in zip(batch, actions, strict=True):
                     if not question.answer.done():  # its connection may be gone

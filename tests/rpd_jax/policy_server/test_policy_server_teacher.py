@@ -73,6 +73,11 @@ def test_a_chunk_is_given_as_far_as_it_is_asked_for(openpi_peer, teacher_of):
             teacher.act(frames, "push", KEY, steps=3)
 
 
+def test_no_frames_have_no_labels(openpi_peer, teacher_of):
+    with openpi_peer("usual") as server:
+        assert teacher_of(server.address).act(random_frames(0), "push", KEY, 2).shape == (2, 0, 7)
+
+
 def test_the_wrong_gripper_s_meaning_is_not_guessed(openpi_peer, teacher_of):
     with openpi_peer("usual") as server, pytest.raises(UserError, match=r"no range of the gripper in what ws://127"):
         teacher_of(server.address, gripper="auto")

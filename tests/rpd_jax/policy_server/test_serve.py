@@ -123,6 +123,10 @@ def test_a_student_is_served(observation, tmp_path, asked):
     states = states.astype(np.float32) if "state" in observation else None
     expected = np.clip(network.apply(params, frames, states)[0], -1.0, 1.0)
     np.testing.assert_allclose([answer["actions"][1][0] for answer in answers], expected, atol=1e-5)
+    if "state" in observation:  # other clients do not have it as the teacher's own settings mean it
+        command = [sys.executable, "-m", "rpd_jax.serve", f"--teacher={tmp_path / 'run'}"]
+        refused = subprocess.run([*command, "--config.teacher.name=student"], cwd=ROOT, capture_output=True, text=True)
+        assert refused.returncode == 2 and "sees the simulator's state: serve a student by --run" in refused.stderr
     assert wrong_size.endswith("observation/image must be uint8 [40, 40, 3]; this is uint8 [40, 30, 3].")
 
 
