@@ -1,8 +1,10 @@
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -12,6 +14,20 @@ import numpy as np
 import psutil
 import pytest
 from jaxtyping import install_import_hook
+
+# What one process of the tests has compiled the others load: those of pytest-xdist, train.py's, Octo's. A folder of
+# this session alone: programs compiled on another machine, for its processor, are none to trust numbers to.
+_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.mkdtemp(prefix="rpd-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+def pytest_unconfigure():
+    if _CACHE is not None:
+        shutil.rmtree(_CACHE, ignore_errors=True)
+
 
 # The annotations of arrays are compared with every call in the tests; a run does without.
 _CHECKED = ("learning.advantages", "learning.losses", "learning.minibatches", "learning.objective", "student.gaussian")
