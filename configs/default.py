@@ -314,7 +314,7 @@ def _stages() -> dict:
                 "guide": 0.0,
                 "guide_final": 0.0,
             },
-            "eval": {"every": 8, "episodes": 64, "final_episodes": 112, "until": 0.98, "patience": 8},
+            "eval": {"every": 8, "episodes": 64, "final_episodes": 112, "until": 0.95, "patience": 5},
             "checkpoint": {"every": 8},
         },
     }

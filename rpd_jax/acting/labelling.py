@@ -9,6 +9,7 @@ from jaxtyping import Array, Float32
 from ml_collections import ConfigDict
 
 from rpd_jax.acting.chunks import ensembled
+from rpd_jax.acting.episodes import Act
 from rpd_jax.learning.learner import Learner
 from rpd_jax.learning.minibatches import flat
 from rpd_jax.learning.rollout import Rollout
@@ -105,6 +106,15 @@ class Labeller:
         options = look(self.teacher, states) | ({"steps": self._steps} if self._steps > 1 else {})
         self._answers.append(self.teacher.begin(*arguments, **options))
         self._asked += len(states)
+
+
+def label_act(teacher: Teacher, instruction: str, num_samples: int, kind: str) -> Act:
+    """A teacher that acts by its labels, each made of several samples; see `one_of_several`."""
+
+    def act(rgb: jax.Array, state: jax.Array, key: jax.Array) -> jax.Array:
+        return one_of_several(teacher.act(rgb, instruction, key, num_samples, **look(teacher, state)), kind)
+
+    return act
 
 
 @partial(jax.jit, static_argnums=1)

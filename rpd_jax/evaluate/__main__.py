@@ -2,15 +2,16 @@
 
 python -m rpd_jax.evaluate --teacher=octo-nano [--tasks=PushCube-v1,PullCube-v1] [--output=DIR]
 python -m rpd_jax.evaluate --teacher=hf://Juelg/openvla-7b-finetuned-maniskill --config.teacher.name=openvla
+python -m rpd_jax.evaluate --teacher=octo-nano --averaged=1,4,10 --tasks=all
 python -m rpd_jax.evaluate --run=runs/push_cube_sparse-rpd_mse-seed0 [--checkpoint=ITERATION]
 python -m rpd_jax.evaluate --policy=policy/ [--config.env.camera.eye_offset='(0.0, 0.2, 0.0)']
 
-A teacher's actions are sampled, and the first of each chunk is executed, or the first --execute; a student's are its
-mean. --tasks=all measures
-the eight tasks of the paper's Table I. Without --mesh_detail=1 a teacher sees the robot with 15% of its triangles, as
-the embedded ones know it; a student sees the frames of its run. --config.teacher.FIELD changes how a teacher is loaded
-and --config.env.FIELD what any policy sees, as in train.py. DIR gets table.md, results.json and a video per task, each
-as soon as it is measured.
+A teacher's actions are sampled, and the first of each chunk is executed, or the first --execute; with --averaged it
+acts by what would be its labels, and the table shows which label is worth imitating. A student's actions are its mean.
+--tasks=all measures the eight tasks of the paper's Table I. Without --mesh_detail=1 a teacher sees the robot with 15%
+of its triangles, as the embedded ones know it; a student sees the frames of its run. --config.teacher.FIELD changes how
+a teacher is loaded and --config.env.FIELD what any policy sees, as in train.py. DIR gets table.md, results.json and a
+video per task, each as soon as it is measured.
 """
 
 from rpd_jax.run.stop import listen
@@ -54,6 +55,11 @@ _MESH_DETAIL = flags.DEFINE_float(
 _EXECUTE = flags.DEFINE_integer(
     "execute", 1, "Of a teacher that predicts chunks of actions: how many it runs before it looks again.", lower_bound=1
 )
+_AVERAGED = flags.DEFINE_list(
+    "averaged",
+    None,
+    "Of a teacher: numbers of samples, such as 1,4,10; it acts by their mean, and by the nearest to it.",
+)
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -78,6 +84,9 @@ def main() -> None:
         raise UserError(f"--{' and --'.join(chosen)} exclude each other: give one of them.")
     if _EXECUTE.value > 1 and chosen not in ([], ["teacher"]):
         raise UserError(f"--execute={_EXECUTE.value} is for teachers: a student gives one action at a time.")
+    if _AVERAGED.value and (_EXECUTE.value > 1 or chosen not in ([], ["teacher"])):
+        raise UserError("--averaged is for teachers whose chunks are executed one action at a time: leave it out.")
+    averaged = [_number_of_samples(text) for text in _AVERAGED.value or ()]
     view = _view_changes(of_teacher=chosen in ([], ["teacher"]))
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     if output and output.exists() and not output.is_dir():
@@ -88,7 +97,7 @@ def main() -> None:
     elif _POLICY.value:
         policy = exported_policy(_POLICY.value)
     else:
-        policy = teacher_policy(read_config(_CONFIG), _TEACHER.value, _EXECUTE.value)
+        policy = teacher_policy(read_config(_CONFIG), _TEACHER.value, _EXECUTE.value, averaged)
     tasks = tasks or [find_task(policy.task or "PushCube-v1")]
     settings = {"episodes": _EPISODES.value, "seed": _SEED.value, "num_envs": _NUM_ENVS.value}
     env_config = ConfigDict(policy.env.to_dict())
@@ -109,29 +118,39 @@ def main() -> None:
     )
     rows = []
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
-        bar = progress.add_task("", total=_EPISODES.value * len(tasks))
-        for index, task in enumerate(tasks):
-            progress.update(bar, description=task.env_id)
+        pairs = [(task, way) for task in tasks for way in policy.ways_to_act]
+        bar = progress.add_task("", total=_EPISODES.value * len(pairs))
+        for index, (task, way) in enumerate(pairs):
+            name = f"{task.env_id}, {way}" if way else task.env_id
+            progress.update(bar, description=name)
             row = measure_policy(
-                policy.act_on(task),
+                policy.ways_to_act[way](task),
                 task,
                 _EPISODES.value,
                 _SEED.value,
                 env_config,
                 sees_frames=policy.sees_frames,
-                video=output / f"{task.env_id}.mp4" if output else None,
+                video=output / f"{name.replace(', ', '-').replace(' ', '-')}.mp4" if output else None,
                 on_step=lambda finished, done=index: progress.update(
                     bar, completed=done * _EPISODES.value + min(finished, _EPISODES.value)
                 ),
             )
-            rows.append(row)
-            progress.console.print(f"{task.env_id}: {row['success']:.1%} of {row['episodes']:.0f} episodes")
+            rows.append(row | ({"actions": way} if way else {}))
+            progress.console.print(f"{name}: {row['success']:.1%} of {row['episodes']:.0f} episodes")
             if output:
                 write_tables(output, policy.name, settings, rows, policy.actions)
     policy.close()
     console.print(console_table(policy.name, rows))
     if output:
         console.print(f"Written: {output}", markup=False, soft_wrap=True)
+
+
+def _number_of_samples(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise UserError(
+            f"--averaged={text} is no number of samples: give whole numbers from 1 to 1000, such as 1,4,10."
+        )
+    return int(text)
 
 
 def _view_changes(of_teacher: bool) -> dict[str, Any]:

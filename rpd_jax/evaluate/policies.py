@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 
 from rpd_jax.acting.chunks import ExecutedChunks
 from rpd_jax.acting.episodes import Act, teacher_act
+from rpd_jax.acting.labelling import label_act
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.exported_policy import ExportedPolicy
 from rpd_jax.evaluate.trained_student import load_student
+from rpd_jax.learning.algorithms import LABELS
 from rpd_jax.settings import default_checkpoint
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.tasks import Task
@@ -37,6 +39,7 @@ class Policy:
         task: that it was trained on, or None.
         sees_frames: False where it looks at the state alone.
         close: releases it.
+        ways: several ways to act that are to be compared, by name; None: `act_on` is the only one.
     """
 
     name: str
@@ -46,9 +49,17 @@ class Policy:
     task: str | None = None
     sees_frames: bool = True
     close: Callable[[], None] = lambda: None
+    ways: Mapping[str, Callable[[Task], Act]] | None = None
+
+    @property
+    def ways_to_act(self) -> Mapping[str, Callable[[Task], Act]]:
+        """Its ways by name, or the one that it has."""
+        return self.ways or {"": self.act_on}
 
 
-def teacher_policy(config: ConfigDict, checkpoint: str | None = None, execute: int = 1) -> Policy:
+def teacher_policy(
+    config: ConfigDict, checkpoint: str | None = None, execute: int = 1, averaged: Sequence[int] = ()
+) -> Policy:
     """A teacher on the frames that the embedded ones know.
 
     Args:
@@ -56,6 +67,8 @@ def teacher_policy(config: ConfigDict, checkpoint: str | None = None, execute: i
         checkpoint: folder, hub address or embedded name, as --teacher gives it; None is the config's, or the teacher's
             own choice.
         execute: actions of each chunk that are run before the teacher is asked again.
+        averaged: numbers of samples; with each of them the teacher acts by its labels, by the samples' mean and by the
+            sample nearest to it, as `distill.averaged` and `distill.label` make them.
 
     Raises:
         UserError: it cannot be loaded, or its chunks are shorter.
@@ -67,9 +80,18 @@ def teacher_policy(config: ConfigDict, checkpoint: str | None = None, execute: i
         instruction = config.teacher.instruction or task.instruction
         return teacher_act(teacher, instruction) if execute == 1 else ExecutedChunks(teacher, instruction, execute)
 
+    def by_labels(num_samples: int, kind: str) -> Callable[[Task], Act]:
+        return lambda task: label_act(teacher, config.teacher.instruction or task.instruction, num_samples, kind)
+
+    ways = {
+        "one sample" if number == 1 else f"{kind} of {number}": by_labels(number, kind)
+        for number in averaged
+        for kind in (LABELS if number > 1 else LABELS[:1])
+    }
     return Policy(
         name=name,
         act_on=act_on,
+        ways=ways or None,
         actions=_SAMPLED if execute == 1 else f"Sampled actions, the first {execute} of each chunk executed.",
         env=ConfigDict({"image_size": _IMAGE_SIZE, "mesh_detail": 0.15, "camera": config.env.camera}),
         task=config.env.task,

@@ -11,9 +11,15 @@ from rpd_jax.run.whole_file import write_json, write_whole
 COLUMNS = ("task", "trained on in the paper", "success", "95% interval", "mean reward", "mean length", "episodes")
 
 
+def _columns(rows: Sequence[dict]) -> tuple[str, ...]:
+    """With a column for the way to act where there are several."""
+    return (COLUMNS[0], "actions", *COLUMNS[1:]) if any("actions" in row for row in rows) else COLUMNS
+
+
 def _cells(row: dict) -> tuple[str, ...]:
     return (
         row["task"],
+        *([row["actions"]] if "actions" in row else []),
         "held out" if row["held_out"] else "yes",
         f"{row['success']:.1%}",
         f"{row['success_low']:.1%} to {row['success_high']:.1%}",
@@ -25,7 +31,7 @@ def _cells(row: dict) -> tuple[str, ...]:
 
 def console_table(name: str, rows: Sequence[dict]) -> Table:
     """The rows of `measure_policy` for a terminal."""
-    columns = [Column(name, no_wrap=name == "task") for name in COLUMNS]
+    columns = [Column(name, no_wrap=name in ("task", "actions")) for name in _columns(rows)]
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*_cells(row))
@@ -39,10 +45,10 @@ def write_tables(folder: Path, name: str, settings: dict, rows: Sequence[dict], 
         folder: made if missing.
         name: of the policy.
         settings: that were the same on all tasks.
-        rows: one per task.
+        rows: one per task, or per task and way to act ("actions").
         actions: a sentence on which actions were executed.
     """
-    table = markdown_table(COLUMNS, map(_cells, rows))
+    table = markdown_table(_columns(rows), map(_cells, rows))
     note = (
         f"{actions} Reward: normalised dense reward per step, mean over episodes; ± and brackets: 95% intervals.\n"
     ).lstrip()

@@ -76,6 +76,20 @@ def test_the_command_measures_a_teacher_through_another_camera(tmp_path):
     assert abs(usual.astype(float) - moved).mean() > 10.0
 
 
+@pytest.mark.slow
+def test_the_command_compares_labels_of_several_samples(tmp_path, micro_octo):
+    flags = ["--episodes=1", "--num_envs=1", "--config.env.workers=1", "--tasks=PushCube-v1", "--image_size=32"]
+    done = run_evaluate(f"--teacher={micro_octo}", "--averaged=1,3", f"--output={tmp_path}", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["tasks"]
+    assert [row["actions"] for row in rows] == ["one sample", "mean of 3", "nearest of 3"]
+    assert len({row["reward"] for row in rows}) == 3  # they act differently
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert table[-1].startswith("| PushCube-v1 | nearest of 3 | yes |")
+    assert table[-1].count("|") == table[-4].count("|")
+    assert (tmp_path / "PushCube-v1-nearest-of-3.mp4").exists()
+
+
 def test_an_unknown_teacher_is_answered_with_those_that_are_known():
     """And said of --teacher: nobody has set teacher.checkpoint."""
     settings = default.get_config()
@@ -95,6 +109,8 @@ def test_an_unknown_teacher_is_answered_with_those_that_are_known():
         ("--config.env.task=PullCube-v1", "use --tasks"),
         ("--config.teacher.dataset=bridge", "'bridge'"),
         ("--config.teacher.nam=openvla", "did you mean 'teacher.name'?"),
+        ("--averaged=1,many", "--averaged=many is no number of samples"),
+        ("--averaged=0", "--averaged=0 is no number of samples"),
     ],
 )
 def test_the_command_refuses_settings_that_it_would_ignore(flag, sentence):
