@@ -54,6 +54,7 @@ def run_episodes(
     check_stop: Callable[[], None] = lambda: None,
     on_step: Callable[[int], None] = lambda finished: None,
     sees_frames: bool = True,
+    on_actions: Callable[[np.ndarray], None] = lambda actions: None,
 ) -> Episodes:
     """Runs at least `num_episodes` episodes from freshly seeded environments.
 
@@ -68,6 +69,7 @@ def run_episodes(
         check_stop: called once per step; may raise to leave early.
         on_step: called after each step with the number of episodes that have ended.
         sees_frames: False where `act` looks at the state alone: frames are drawn for the videos only then.
+        on_actions: called with the actions of each step, float32 [N, A] in [-1, 1].
 
     Raises:
         UserError: an action is not finite.
@@ -84,6 +86,7 @@ def run_episodes(
         check_stop()
         action = np.clip(np.asarray(act(rgb, envs.state, jax.random.fold_in(key, t))), -1.0, 1.0)
         _check_finite(action, t)
+        on_actions(action)
         step = envs.step(action)
         done = np.asarray(step.terminated) | np.asarray(step.truncated)
         valid = np.asarray(step.valid)

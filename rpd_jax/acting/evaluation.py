@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rpd_jax.acting.episodes import run_episodes, teacher_act
+from rpd_jax.acting.odd_actions import OddActions
 from rpd_jax.acting.seeds import episode_seeds
 from rpd_jax.acting.stage import Stage
 from rpd_jax.acting.training_state import TrainingState
@@ -52,7 +53,7 @@ def measure_teacher(
     Args:
         stage: whose teacher acts in its environments.
         workdir: of the run, which keeps the result.
-        say: told that it will take some time.
+        say: told that it will take some time, and what is odd about the teacher's actions.
         check_stop: called once per step; may raise to leave early.
 
     Returns:
@@ -64,6 +65,7 @@ def measure_teacher(
     if stage.labeller is None or not config.teacher.eval_episodes:
         return None
     say(f"Measuring the teacher over {config.teacher.eval_episodes} episodes.")
+    odd = OddActions()
     episodes = run_episodes(
         stage.envs,
         teacher_act(stage.labeller.teacher, stage.labeller.instruction),
@@ -72,7 +74,10 @@ def measure_teacher(
         config.eval.video_episodes,
         check_stop,
         sees_frames=sees_frames(stage.labeller.teacher),
+        on_actions=odd.see,
     )
+    for sentence in odd.sentences():
+        say(sentence)
     if episodes.videos:
         write_video(workdir / "videos" / "teacher.mp4", episodes.videos)
     write_json(path, episodes.summary())

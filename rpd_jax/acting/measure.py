@@ -22,6 +22,7 @@ def measure_policy(
     sees_frames: bool = True,
     video: Path | None = None,
     on_step: Callable[[int], None] = lambda finished: None,
+    on_actions: Callable[[np.ndarray], None] = lambda actions: None,
 ) -> dict[str, float | str | bool]:
     """Runs a policy on one task.
 
@@ -35,6 +36,7 @@ def measure_policy(
         sees_frames: False where the policy looks at the state alone; nothing is drawn then but for a video.
         video: mp4 to write, a grid of the first episodes.
         on_step: called after each step with the number of episodes that have ended.
+        on_actions: called with the actions of each step.
 
     Returns:
         A JSON-ready row: "task", "instruction", "held_out", what `Episodes.summary` holds, and "reward" with bounds of
@@ -53,6 +55,7 @@ def measure_policy(
             video_episodes=8 if video else 0,
             on_step=on_step,
             sees_frames=sees_frames,
+            on_actions=on_actions,
         )
     if video:
         write_video(video, episodes.videos)

@@ -75,6 +75,7 @@ def main() -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from rpd_jax.acting.measure import measure_policy
+    from rpd_jax.acting.odd_actions import OddActions
     from rpd_jax.evaluate.policies import exported_policy, run_policy, teacher_policy
     from rpd_jax.evaluate.table import console_table, write_tables
     from rpd_jax.tasks import TASKS, find_task
@@ -116,13 +117,14 @@ def main() -> None:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    rows = []
+    rows, of_teacher = [], chosen in ([], ["teacher"])
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         pairs = [(task, way) for task in tasks for way in policy.ways_to_act]
         bar = progress.add_task("", total=_EPISODES.value * len(pairs))
         for index, (task, way) in enumerate(pairs):
             name = f"{task.env_id}, {way}" if way else task.env_id
             progress.update(bar, description=name)
+            odd = OddActions()
             row = measure_policy(
                 policy.ways_to_act[way](task),
                 task,
@@ -134,9 +136,12 @@ def main() -> None:
                 on_step=lambda finished, done=index: progress.update(
                     bar, completed=done * _EPISODES.value + min(finished, _EPISODES.value)
                 ),
+                on_actions=odd.see,
             )
             rows.append(row | ({"actions": way} if way else {}))
             progress.console.print(f"{name}: {row['success']:.1%} of {row['episodes']:.0f} episodes")
+            for sentence in odd.sentences() if of_teacher else ():
+                progress.console.print(sentence, markup=False, soft_wrap=True)
             if output:
                 write_tables(output, policy.name, settings, rows, policy.actions)
     policy.close()
