@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,7 +144,11 @@ class Trainer:
         config, workdir, self.steps_before = plan.config, plan.directory, steps_before
         self.batch = config.env.num_envs * config.ppo.rollout_steps
         self.num_iterations = config.total_steps // self.batch
+        # Stages of one run see episodes of their own, and draw numbers of their own.
+        self.episodes = f"train {plan.name}".strip()
         self.root_key = jax.random.key(config.seed)
+        if plan.name:
+            self.root_key = jax.random.fold_in(self.root_key, zlib.crc32(plan.name.encode()))
         self.stop = stack.enter_context(StopRequest())
         self.stop.unsaved = jax.process_count() > 1  # several processes only end together
         self.stage = Stage.open(config, stack, plan.asks_teacher)
@@ -223,7 +228,7 @@ class Trainer:
         with processes.together():
             if position is None:
                 with clock.stage("simulate+render"):
-                    seed = episode_seeds(config.seed, "train", iteration)
+                    seed = episode_seeds(config.seed, self.episodes, iteration)
                     position = collect.start(stage.envs, seed, stage.draws(labelled))
             frames, position, episodes = stage.collect(
                 self.state, position, config.ppo.rollout_steps, keys, labelled, clock, self.stop.check, guidance
