@@ -241,8 +241,8 @@ def _refine_profile(task: str) -> dict:
     profile["total_steps"] = 16_384
     profile["student"]["initial_log_std"] = -2.3
     profile["ppo"] |= {
-        # 192 steps of Adam in an iteration, each on 32 fresh and 96 replayed frames.
-        "update_epochs": 6,
+        # 384 steps of Adam in an iteration, each on 32 fresh and 96 replayed frames.
+        "update_epochs": 12,
         "num_minibatches": 32,
         "learning_rate": 1e-3,
         "learning_rate_final": 1e-4,
