@@ -56,7 +56,7 @@ VARIATIONS = {
 def make_config(changes):
     config = default.get_config()
     config.profile = "paper"
-    base = {"student.observation": "state"}
+    base = {"student.observation": "state", "student.state": "raw"}
     base |= {"env.num_envs": 4, "ppo.rollout_steps": 6, "ppo.update_epochs": 2, "ppo.num_minibatches": 3}
     config.update_from_flattened_dict(base | changes)
     return settings.resolve(config)
