@@ -75,7 +75,7 @@ BAD = {
     "teacher.chunk": [0, 1.5, 10**4],
     "teacher.eval_episodes": [-1, 10**9, 1.5],
     "ppo.critic_first": [-1, 0.5, None],
-    "distill.label": ["median", None],
+    "distill.label": ["median", 3],
     "distill.replay_both": [1, None],
     "distill.guide": [-0.1, 1.5, NAN],
     "distill.guide_final": [-0.1, 1.5, "all"],
