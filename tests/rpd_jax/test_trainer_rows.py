@@ -10,6 +10,7 @@ import pytest
 from configs.push_cube_sparse import get_config
 from rpd_jax import settings
 from rpd_jax.run.stop import Interrupted
+from rpd_jax.stages import StagePlan
 from rpd_jax.trainer import Trainer
 from rpd_jax.training_run.console import TrainingConsole
 
@@ -52,7 +53,7 @@ def go(trainer, workdir):
     config = get_config()
     config.update_from_flattened_dict(SMALL)
     with contextlib.ExitStack() as stack:
-        trainer(settings.resolve(config), workdir, TrainingConsole(quiet=True), stack).run()
+        trainer(StagePlan("", settings.resolve(config), workdir), TrainingConsole(quiet=True), stack).run()
 
 
 def iterations(workdir):
