@@ -80,9 +80,10 @@ def _teacher() -> "ServedPolicy":
     from rpd_jax.evaluate.policies import named_teacher
     from rpd_jax.policy_server.seeding import SEEDED
     from rpd_jax.policy_server.server import ServedPolicy
+    from rpd_jax.teachers import sees_state
 
     teacher, name = named_teacher(read_config(_CONFIG), _TEACHER.value)
-    if getattr(teacher, "sees_state", False):
+    if sees_state(teacher):
         raise UserError(f"{name} sees the simulator's state: serve a student by --run, and a teacher that sees frames.")
     own_key = jax.random.key(_SEED.value)
 
@@ -99,21 +100,17 @@ def _teacher() -> "ServedPolicy":
 
 
 def _student(run: str) -> "ServedPolicy":
-    from functools import partial
-
-    import jax
     import numpy as np
 
     from rpd_jax.evaluate.trained_student import load_student
     from rpd_jax.policy_server.seeding import SEEDED
     from rpd_jax.policy_server.server import ServedPolicy
-    from rpd_jax.student.networks import ActorCritic
 
     student = load_student(run, _CHECKPOINT.value)
-    mean_action = jax.jit(partial(student.network.apply, method=ActorCritic.mean_action))
+    mean_action = student.compiled_mean_action()
 
     def act(frames, states, instruction, words, samples, number, steps):
-        actions = np.clip(np.asarray(mean_action(student.params, frames, states)), -1.0, 1.0)[:, None]
+        actions = np.clip(np.asarray(mean_action(frames, states)), -1.0, 1.0)[:, None]
         return np.broadcast_to(actions, (samples, *actions.shape))
 
     name = f"{Path(run).resolve().name}, iteration {student.iteration}"

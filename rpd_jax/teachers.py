@@ -70,9 +70,14 @@ def sees_frames(teacher: Teacher) -> bool:
     return getattr(teacher, "sees_frames", True)
 
 
+def sees_state(teacher: Teacher) -> bool:
+    """True if it must be told the simulator's state."""
+    return getattr(teacher, "sees_state", False)
+
+
 def look(teacher: Teacher, state: Array | None) -> dict[str, Array]:
     """The arguments of `act` and `begin` that only some teachers take: the state, for those that see it."""
-    return {"state": state} if getattr(teacher, "sees_state", False) else {}
+    return {"state": state} if sees_state(teacher) else {}
 
 
 def check_horizon(teacher: Teacher, steps: int, setting: str) -> None:

@@ -83,12 +83,13 @@ def main() -> None:
     chosen = [flag.name for flag in (_TEACHER, _RUN, _POLICY) if flag.value]
     if len(chosen) > 1:
         raise UserError(f"--{' and --'.join(chosen)} exclude each other: give one of them.")
-    if _EXECUTE.value > 1 and chosen not in ([], ["teacher"]):
+    of_teacher = chosen in ([], ["teacher"])
+    if _EXECUTE.value > 1 and not of_teacher:
         raise UserError(f"--execute={_EXECUTE.value} is for teachers: a student gives one action at a time.")
-    if _AVERAGED.value and (_EXECUTE.value > 1 or chosen not in ([], ["teacher"])):
+    if _AVERAGED.value and (_EXECUTE.value > 1 or not of_teacher):
         raise UserError("--averaged is for teachers whose chunks are executed one action at a time: leave it out.")
     averaged = [_number_of_samples(text) for text in _AVERAGED.value or ()]
-    view = _view_changes(of_teacher=chosen in ([], ["teacher"]))
+    view = _view_changes(of_teacher)
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     if output and output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file: give a folder.")
@@ -117,7 +118,7 @@ def main() -> None:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    rows, of_teacher = [], chosen in ([], ["teacher"])
+    rows = []
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         pairs = [(task, way) for task in tasks for way in policy.ways_to_act]
         bar = progress.add_task("", total=_EPISODES.value * len(pairs))

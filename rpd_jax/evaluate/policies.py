@@ -3,10 +3,8 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from rpd_jax.acting.chunks import ExecutedChunks
@@ -17,7 +15,6 @@ from rpd_jax.evaluate.exported_policy import ExportedPolicy
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.learning.algorithms import LABELS
 from rpd_jax.settings import default_checkpoint
-from rpd_jax.student.networks import ActorCritic
 from rpd_jax.tasks import Task
 from rpd_jax.teachers import Teacher, check_horizon, load_teacher, teacher_names
 
@@ -128,10 +125,10 @@ def _loaded(config: ConfigDict, asked: str | None) -> Teacher:
 def run_policy(run: str, checkpoint: int | None = None) -> Policy:
     """The student of a run directory, of its newest checkpoint or that of an iteration; raises UserError if none."""
     student = load_student(run, checkpoint)
-    mean_action = jax.jit(partial(student.network.apply, method=ActorCritic.mean_action))
+    mean_action = student.compiled_mean_action()
     return Policy(
         name=f"{Path(run).resolve().name}, iteration {student.iteration}",
-        act_on=lambda task: lambda rgb, state, key: mean_action(student.params, rgb, state),
+        act_on=lambda task: lambda rgb, state, key: mean_action(rgb, state),
         actions=_MEAN,
         env=student.config.env,
         task=student.config.env.task,

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.trained_student import TrainedStudent, load_student
-from rpd_jax.student.networks import ActorCritic
 
 
 class StudentTeacher:
@@ -27,8 +26,8 @@ class StudentTeacher:
 
     def __init__(self, student: TrainedStudent, temperature: float = 0.0):
         self.sees_frames, self.sees_state = student.network.sees_frames, student.network.sees_state
-        self._params, self._temperature = student.params, temperature
-        self._mean = jax.jit(partial(student.network.apply, method=ActorCritic.mean_action))
+        self._log_std, self._temperature = student.params["params"]["log_std"], temperature
+        self._mean = student.compiled_mean_action()
 
     def act(
         self,
@@ -49,10 +48,10 @@ class StudentTeacher:
             first_frame: number of the first frame.
             state: float32 [B, D], read where the student sees the state.
         """
-        mean = self._mean(self._params, rgb if self.sees_frames else None, state if self.sees_state else None)
+        mean = self._mean(rgb if self.sees_frames else None, state if self.sees_state else None)
         if self._temperature == 0.0:
             return jnp.broadcast_to(jnp.clip(mean, -1.0, 1.0), (num_samples, *mean.shape))
-        sigma = self._temperature * jnp.exp(self._params["params"]["log_std"])
+        sigma = self._temperature * jnp.exp(self._log_std)
         return _samples(mean, sigma, key, first_frame, num_samples)
 
     def begin(self, *args, **kwargs) -> Callable[[], jax.Array]:
@@ -62,7 +61,7 @@ class StudentTeacher:
 
     def close(self) -> None:
         """Releases the parameters."""
-        self._params = None
+        self._mean = None
 
 
 @partial(jax.jit, static_argnums=4)

@@ -1,6 +1,8 @@
 """The student of a run directory: its network and the parameters of a checkpoint, nothing else of the run."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -37,6 +39,11 @@ class TrainedStudent:
         """(H, W, 3) of the frames it was trained on, before its own resizing, or None where it sees none."""
         size = self.config.env.image_size
         return (size, size, 3) if self.network.sees_frames else None
+
+    def compiled_mean_action(self) -> Callable[[jax.Array | None, jax.Array | None], jax.Array]:
+        """A function of frames and states that gives μ float32 [B, A], not clipped."""
+        mean_action = jax.jit(partial(self.network.apply, method=ActorCritic.mean_action))
+        return partial(mean_action, self.params)
 
 
 def load_student(run: str | Path, iteration: int | None = None) -> TrainedStudent:

@@ -90,6 +90,7 @@ class Learner:
         )
         self._update = jax.jit(self._update_on_mesh, static_argnames="per_minibatch")
         self._extend_replay = jax.jit(self._extend_replay_on_mesh, donate_argnums=0)
+        self._fill_replay = jax.jit(Replay.add, donate_argnums=0)
         self._first_nonfinite_input = jax.jit(_first_nonfinite_input)
         self._init = jax.jit(network.init)
         self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
@@ -163,7 +164,7 @@ class Learner:
             states=None if replay.states is None else states,
             labels=labels,
         )
-        return jax.jit(Replay.add, donate_argnums=0)(replay, rows.newest(replay.capacity))
+        return self._fill_replay(replay, rows.newest(replay.capacity))
 
     def update(
         self,

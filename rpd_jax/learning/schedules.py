@@ -54,10 +54,13 @@ def distill_coef(distill: ConfigDict, step: int) -> float:
 
 def guide_share(config: ConfigDict, step: int) -> float:
     """The share of episodes that the teacher acts in: linear from `distill.guide` to `guide_final` at `total_steps`."""
-    distill = config.distill
-    return distill.guide + (distill.guide_final - distill.guide) * min(1.0, step / config.total_steps)
+    return _linear(config.distill.guide, config.distill.guide_final, step, config.total_steps)
 
 
 def learning_rate(ppo: ConfigDict, step: int, total_steps: int) -> float:
     """Linear from `learning_rate` at step 0 to `learning_rate_final` at `total_steps`."""
-    return ppo.learning_rate + (ppo.learning_rate_final - ppo.learning_rate) * min(1.0, step / total_steps)
+    return _linear(ppo.learning_rate, ppo.learning_rate_final, step, total_steps)
+
+
+def _linear(begin: float, end: float, step: int, total_steps: int) -> float:
+    return begin + (end - begin) * min(1.0, step / total_steps)
