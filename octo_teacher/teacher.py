@@ -26,6 +26,7 @@ from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.action_convention import check_action_dim, choose_gripper, gripper_to_environment
 from rpd_jax.errors import UserError, out_of_memory
+from rpd_jax.teachers import check_frames
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MAX_CHUNK = 256
@@ -160,8 +161,7 @@ class OctoTeacher:
         Raises:
             UserError: there is not memory enough for a single frame.
         """
-        if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
-            raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
+        check_frames(rgb)
         if self.params is None:
             raise UserError("This teacher was closed: load it again.")
         label = partial(_label if steps is None else _label_chunks, *self._arguments(instruction, num_samples))

@@ -21,6 +21,7 @@ from openvla_bridge.ring import RingLayout
 from openvla_bridge.worker_process import SLOTS, WorkerProcess
 from rpd_jax.action_convention import GRIPPERS, check_action_dim, choose_gripper
 from rpd_jax.errors import UserError
+from rpd_jax.teachers import check_frames
 
 
 def _print_to_stderr(text: str) -> None:
@@ -149,8 +150,7 @@ class OpenVLATeacher:
 
         What they cannot take yet is sent when another batch is begun or waited for.
         """
-        if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
-            raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
+        check_frames(rgb)
         if not self._workers:
             raise UserError("This teacher was closed: load it again.")
         samples = num_samples if self._temperature else 1

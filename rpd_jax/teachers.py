@@ -80,6 +80,12 @@ def look(teacher: Teacher, state: Array | None) -> dict[str, Array]:
     return {"state": state} if sees_state(teacher) else {}
 
 
+def check_frames(rgb: Array) -> None:
+    """Raises UserError unless these are camera frames: uint8 [B, H, W, 3]."""
+    if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != "uint8":
+        raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
+
+
 def check_horizon(teacher: Teacher, steps: int, setting: str) -> None:
     """Raises UserError if a teacher's chunks are known to have fewer than `steps` actions, as `setting` wants them."""
     horizon = getattr(teacher, "horizon", 1)

@@ -1,4 +1,4 @@
 """Teachers behind policy servers, and ours as servers: openpi's WebSocket protocol, from both of its ends.
 
-May import the ground (errors, action_convention). Nothing here unpickles.
+May import the ground (errors, action_convention) and teachers. Nothing here unpickles.
 """

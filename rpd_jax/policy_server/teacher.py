@@ -16,6 +16,7 @@ from rpd_jax.policy_server.api_key import read_api_key
 from rpd_jax.policy_server.connections import Batch, Connections
 from rpd_jax.policy_server.observation import ObservationMap
 from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES, SEEDED, STEPS
+from rpd_jax.teachers import check_frames
 
 
 def _print_to_stderr(text: str) -> None:
@@ -134,8 +135,7 @@ class PolicyServerTeacher:
         steps: int | None = None,
     ) -> Callable[[], jax.Array]:
         """Like `act`, but returns at once; see `rpd_jax.teachers.Teacher`."""
-        if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != jnp.uint8:
-            raise UserError(f"Frames must be uint8 [B, H, W, 3]; {rgb.dtype} {list(rgb.shape)} was given.")
+        check_frames(rgb)
         frames, words = np.asarray(rgb), np.asarray(jax.random.key_data(key))
         actions = np.empty((num_samples, len(frames), steps or 1, ACTION_DIM), np.float32)
         together = num_samples if self._seeded else 1
