@@ -107,7 +107,7 @@ def run(values: flags.FlagValues) -> None:
     try:
         if values.checkpoint:
             say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-            policy = OpenVLAPolicy.load(values.checkpoint, device, values.precision, values.dataset, say)
+            policy = OpenVLAPolicy.load(values.checkpoint, device, values.precision, say, unnorm_key=values.dataset)
         else:
             policy = random_policy(ARCHITECTURES[values.architecture](), device, values.precision)
         rows = profile(policy, values.batch, values.image_size, values.repeats, not values.no_pil, shares=True)

@@ -6,17 +6,17 @@ lacks everything else can still say so.
 
 Client to worker, {"do": ...}:
     hello    version, die_with_parent           must come first
-    load     checkpoint, device, precision, unnorm_key, batch_size, threads
-    attach   slots, batch, height, width, samples, action_dim: the ring's layout, see `ring.RingLayout`
-    label    slot, count, instruction, samples, temperature, gripper: frames (and uniforms) of a slot to actions in it;
-             gripper is the scale and the shift of the actions' last number
+    load     model, checkpoint, device, precision, batch_size, threads, options: model is "openvla" or "lerobot",
+             options are what its `load` takes besides
+    attach   slots, batch, height, width, samples, action_dim, steps, state_dim: see `ring.RingLayout`
+    label    slot, count, instruction, samples, steps, temperature, gripper, sampled: frames, states and, if sampled,
+             uniforms of a slot to actions in it; see `request.Request`
     echo     slot: is only answered
 Worker to client, {"event": ...}:
     hello    version
     note     text: progress, for the user to see; comes at any time
-    known    action_dim, gripper                the first answer to load, before weights are read; gripper holds the
-                                                statistics of the actions' last number by their names
-    ready                                       the second answer to load
+    known    what `request.Known` has            the first answer to load, before weights are read
+    ready    horizon: actions of a chunk        the second answer to load
     attached                                    the answer to attach
     done     slot, count, seconds, other_tokens the answer to label and echo, in their order
     error    text, user: whether the text alone tells the user what to do
@@ -26,7 +26,7 @@ import json
 from multiprocessing.connection import Connection
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 MAX_MESSAGE = 1 << 20
 
 

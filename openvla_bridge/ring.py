@@ -15,7 +15,8 @@ _ALIGNMENT = 4096
 
 @dataclasses.dataclass(frozen=True)
 class RingLayout:
-    """Sizes of a ring: `slots` requests of up to `batch` frames [height, width, 3], `samples` actions per frame."""
+    """Sizes of a ring: `slots` requests of up to `batch` frames [height, width, 3] with states [state_dim], and
+    `samples` chunks of `steps` actions per frame."""
 
     slots: int
     batch: int
@@ -23,6 +24,8 @@ class RingLayout:
     width: int
     samples: int
     action_dim: int
+    steps: int = 1
+    state_dim: int = 0
 
 
 class Slot:
@@ -30,12 +33,13 @@ class Slot:
 
     Attributes:
         frames: uint8 [batch, height, width, 3], written by the client.
+        state: float32 [batch, state_dim], written by the client.
         uniforms: float32 [samples, batch, action_dim] in [0, 1), written by the client.
-        actions: float32 [samples, batch, action_dim], written by the worker.
+        actions: float32 [samples, batch, steps, action_dim], written by the worker.
     """
 
-    def __init__(self, frames: np.ndarray, uniforms: np.ndarray, actions: np.ndarray):
-        self.frames, self.uniforms, self.actions = frames, uniforms, actions
+    def __init__(self, frames: np.ndarray, state: np.ndarray, uniforms: np.ndarray, actions: np.ndarray):
+        self.frames, self.state, self.uniforms, self.actions = frames, state, uniforms, actions
 
 
 def create_memory() -> int:
@@ -47,11 +51,11 @@ def create_memory() -> int:
 
 def map_slots(memory: int, layout: RingLayout) -> list[Slot]:
     """Maps a ring; both processes call this with the same layout, and the memory grows as needed."""
-    actions = (layout.samples, layout.batch, layout.action_dim)
     parts = [
         ((layout.batch, layout.height, layout.width, 3), np.uint8),
-        (actions, np.float32),
-        (actions, np.float32),
+        ((layout.batch, layout.state_dim), np.float32),
+        ((layout.samples, layout.batch, layout.action_dim), np.float32),
+        ((layout.samples, layout.batch, layout.steps, layout.action_dim), np.float32),
     ]
     sizes = [-(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT for shape, dtype in parts]
     total = layout.slots * sum(sizes)

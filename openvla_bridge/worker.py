@@ -40,19 +40,25 @@ class Worker:
         self._send("hello", version=protocol.VERSION)
 
     def load(
-        self, checkpoint: str, device: str, precision: str, unnorm_key: str | None, batch_size: int, threads: int | None
+        self,
+        model: str,
+        checkpoint: str,
+        device: str,
+        precision: str,
+        batch_size: int,
+        threads: int | None,
+        options: dict[str, Any],
     ) -> None:
         """Loads the model."""
         self._note("importing torch")
+        import_load, mend = _MODELS[model]
         try:
             import torch
 
-            from openvla_bridge.model.policy import OpenVLAPolicy
+            load = import_load()
         except ImportError as error:
             raise BridgeError(
-                f"The Python environment of {sys.executable} lacks {error.name or error}: run `make openvla-env` and "
-                "set teacher.python=.venv-openvla/bin/python, or pip install 'rpd-jax[openvla]' there, or what "
-                "openvla_bridge/requirements.txt lists."
+                f"The Python environment of {sys.executable} lacks {error.name or error}: {mend}."
             ) from None
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,7 +73,7 @@ class Worker:
             torch.set_num_threads(threads)
         self._batch_size = batch_size
         try:
-            self._policy = OpenVLAPolicy.load(checkpoint, device, precision, unnorm_key, self._note, self._tell)
+            self._policy = load(checkpoint, device, precision, self._note, self._tell, **options)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -75,7 +81,7 @@ class Worker:
                 f"The model does not fit into the memory of {device}: set teacher.precision='bfloat16', or give "
                 "teacher.devices a larger device."
             ) from None
-        self._send("ready")
+        self._send("ready", horizon=self._policy.horizon)
 
     def attach(self, **layout: int) -> None:
         """Maps the shared memory."""
@@ -85,29 +91,43 @@ class Worker:
         self._send("attached")
 
     def label(
-        self, slot: int, count: int, instruction: str, samples: int, temperature: float, gripper: list[float]
+        self,
+        slot: int,
+        count: int,
+        instruction: str,
+        samples: int,
+        steps: int,
+        temperature: float,
+        gripper: list[float],
+        sampled: bool,
     ) -> None:
         """Writes the actions of a slot's first `count` frames."""
+        from openvla_bridge.request import Request
+
         started = time.perf_counter()
         arrays = self._slots[slot]
         begin, other = 0, 0
         while begin < count:
             end = min(begin + self._batch_size, count)
+            request = Request(
+                arrays.frames[begin:end],
+                arrays.state[begin:end],
+                instruction,
+                samples,
+                steps,
+                arrays.uniforms[:samples, begin:end] if sampled else None,
+                temperature,
+                tuple(gripper),
+            )
             try:
-                tokens = self._policy.predict_tokens(
-                    arrays.frames[begin:end],
-                    instruction,
-                    num_samples=samples,
-                    temperature=temperature,
-                    uniforms=arrays.uniforms[:samples, begin:end] if temperature else None,
-                )
+                actions, found = self._policy.label(request)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 self._halve_batch(end - begin, error)
                 continue
-            arrays.actions[:samples, begin:end] = self._policy.environment_actions(tokens, tuple(gripper))
-            begin, other = end, other + self._policy.count_other(tokens)
+            arrays.actions[:samples, begin:end] = actions
+            begin, other = end, other + found
         self._send("done", slot=slot, count=count, seconds=time.perf_counter() - started, other_tokens=other)
 
     def echo(self, slot: int) -> None:
@@ -131,14 +151,30 @@ class Worker:
             f"(teacher.batch_size={self._batch_size} spares the attempt)"
         )
 
-    def _tell(self, statistics: Any) -> None:
-        self._send("known", action_dim=statistics.action_dim, gripper=statistics.gripper)
+    def _tell(self, known: Any) -> None:
+        self._send("known", **vars(known))
 
     def _note(self, text: str) -> None:
         self._send("note", text=text)
 
     def _send(self, event: str, **content: Any) -> None:
         protocol.send(self._connection, event=event, **content)
+
+
+def _import_openvla() -> Any:
+    from openvla_bridge.model.policy import OpenVLAPolicy
+
+    return OpenVLAPolicy.load
+
+
+# What imports a model's `request.Load`, and what to do where that cannot be imported.
+_MODELS = {
+    "openvla": (
+        _import_openvla,
+        "run `make openvla-env` and set teacher.python=.venv-openvla/bin/python, or pip install 'rpd-jax[openvla]' "
+        "there, or what openvla_bridge/requirements.txt lists",
+    ),
+}
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from openvla_bridge import protocol
 from openvla_bridge.errors import BridgeError
+from openvla_bridge.request import Known, Request
 from openvla_bridge.ring import RingLayout, create_memory, map_slots
 from rpd_jax.workers.process import describe_end
 
@@ -38,12 +39,7 @@ class WorkerProcess:
         start_timeout: seconds without any news until the start counts as failed.
         request_timeout: seconds until a request counts as hung.
         say: is told the worker's progress.
-
-    Attributes:
-        gripper: scale and shift of the actions' last number; to be set before labels are asked for.
     """
-
-    gripper: tuple[float, float] = (1.0, 0.0)
 
     def __init__(
         self,
@@ -100,35 +96,41 @@ class WorkerProcess:
 
     def request_load(
         self,
+        model: str,
         checkpoint: str,
         device: str,
         precision: str,
-        unnorm_key: str | None,
         batch_size: int,
         threads: int | None = None,
+        **options: Any,
     ) -> None:
         """Tells the worker to load a model; `wait_until_known` and `wait_until_loaded` must follow."""
         self._send(
             "load",
+            model=model,
             checkpoint=checkpoint,
             device=device,
             precision=precision,
-            unnorm_key=unnorm_key,
             batch_size=batch_size,
             threads=threads,
+            options=options,
         )
 
-    def wait_until_known(self) -> tuple[int, dict[str, float]]:
-        """Returns the number of action dimensions and the statistics of the last one, before weights are read."""
+    def wait_until_known(self) -> Known:
+        """Returns what the checkpoint says, before weights are read."""
         answer = self._wait_for("known", self._start_timeout, "teacher.start_timeout")
-        gripper = answer.get("gripper")
+        gripper, size = answer.get("gripper"), answer.get("image_size")
         if not isinstance(gripper, dict) or not all(isinstance(value, int | float) for value in gripper.values()):
             self._nonsense(f"gripper={str(gripper)[:80]}")
-        return self._whole(answer, "action_dim", 1, 1024), gripper
+        if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side >= 0 for side in size):
+            self._nonsense(f"image_size={str(size)[:80]}")
+        action_dim, state_dim = self._whole(answer, "action_dim", 1, 1024), self._whole(answer, "state_dim", 0, 1 << 20)
+        return Known(action_dim, gripper, tuple(size), state_dim)
 
-    def wait_until_loaded(self) -> None:
-        """Waits until the model is ready."""
-        self._wait_for("ready", self._start_timeout, "teacher.start_timeout")
+    def wait_until_loaded(self) -> int:
+        """Waits until the model is ready; returns how many actions it predicts at once."""
+        answer = self._wait_for("ready", self._start_timeout, "teacher.start_timeout")
+        return self._whole(answer, "horizon", 1, 1 << 20)
 
     def attach(self, layout: RingLayout) -> None:
         """Gives the ring another layout; nothing may be in flight."""
@@ -155,23 +157,24 @@ class WorkerProcess:
         """When the oldest request counts as hung, by `time.monotonic`."""
         return self._waiting_since + self._request_timeout
 
-    def submit(
-        self, frames: np.ndarray, instruction: str, samples: int, temperature: float, uniforms: np.ndarray | None
-    ) -> None:
-        """Copies frames uint8 [b, H, W, 3] and uniforms [samples, b, A] into a free slot; asks for labels."""
-        slot, count = self._take_slot(len(frames)), len(frames)
+    def submit(self, request: Request) -> None:
+        """Copies the arrays of a request into a free slot; asks for labels."""
+        slot, count = self._take_slot(len(request.frames)), len(request.frames)
         arrays = self._slots[slot]
-        np.copyto(arrays.frames[:count], frames)
-        if uniforms is not None:
-            np.copyto(arrays.uniforms[:samples, :count], uniforms)
+        np.copyto(arrays.frames[:count], request.frames)
+        np.copyto(arrays.state[:count], request.state)
+        if request.uniforms is not None:
+            np.copyto(arrays.uniforms[: request.samples, :count], request.uniforms)
         self._send(
             "label",
             slot=slot,
             count=count,
-            instruction=instruction,
-            samples=samples,
-            temperature=temperature,
-            gripper=self.gripper,
+            instruction=request.instruction,
+            samples=request.samples,
+            steps=request.steps,
+            temperature=request.temperature,
+            gripper=request.gripper,
+            sampled=request.uniforms is not None,
         )
 
     def submit_echo(self, frames: np.ndarray) -> None:
@@ -184,8 +187,8 @@ class WorkerProcess:
         """Takes one message off the connection; None if it was a note.
 
         Returns:
-            Actions float32 [samples, b, A] of the oldest request, a view that is valid until the slot's next use; the
-            seconds that the worker spent; the number of tokens that were no action tokens.
+            Actions float32 [samples, b, steps, A] of the oldest request, a view that is valid until the slot's next
+            use; the seconds that the worker spent; the number of tokens that were no action tokens.
         """
         message = self._receive(self.deadline, "teacher.request_timeout", self._request_timeout)
         if message["event"] == "note":

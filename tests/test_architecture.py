@@ -48,9 +48,11 @@ FLOORS = {
         ("profile",),
         ("stage_times",),
         ("client",),
+        ("team", "uniforms"),
         ("replicas", "worker_process", "worker"),
         ("protocol", "ring"),
         ("model",),
+        ("request", "checkpoint_files"),
         ("errors",),
     ),
 }

@@ -2,15 +2,16 @@
 
 import contextlib
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from openvla_bridge import checkpoint_files
+from openvla_bridge.checkpoint_files import Report, hub_errors, read_json, repository
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.model.model_config import ModelConfig, read_config, read_json
+from openvla_bridge.model.model_config import ModelConfig, read_config
 from openvla_bridge.model.openvla import OpenVLAModel
 from openvla_bridge.model.precision import PRECISIONS
 
@@ -18,28 +19,10 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
-Report = Callable[[str], None]
-
 
 def find_folder(checkpoint: str, report: Report) -> Path:
-    """Returns the local folder of a checkpoint; of hf://owner/name all but the weights is downloaded, or in the cache.
-
-    Only JSON and tokenizer files are fetched: no code and no pickles.
-    """
-    if not checkpoint.startswith("hf://"):
-        folder = Path(checkpoint)
-        if not folder.is_dir():
-            raise BridgeError(
-                f"There is no checkpoint folder {checkpoint}: give teacher.checkpoint a folder in OpenVLA's layout, or "
-                "hf://owner/name."
-            )
-        return folder
-    repo = _repository(checkpoint)
-    import huggingface_hub  # imported late: local checkpoints do not need it
-
-    report(f"fetching the settings of {checkpoint}")
-    with _hub_errors(checkpoint):
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=["*.json", "tokenizer.model"]))
+    """Returns the local folder of a checkpoint; of hf://owner/name, all but the weights is downloaded."""
+    return checkpoint_files.find_folder(checkpoint, "OpenVLA's", ["*.json", "tokenizer.model"], report)
 
 
 def fetch_weights(checkpoint: str, folder: Path, report: Report) -> None:
@@ -50,27 +33,8 @@ def fetch_weights(checkpoint: str, folder: Path, report: Report) -> None:
 
     for number, name in enumerate(names := weight_files(folder), 1):
         report(f"fetching {name} ({number} of {len(names)}) of {checkpoint}")
-        with _hub_errors(checkpoint):
-            huggingface_hub.hf_hub_download(_repository(checkpoint), name)
-
-
-def _repository(checkpoint: str) -> str:
-    repo = checkpoint.removeprefix("hf://")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise BridgeError(f"{checkpoint} is not the name of a repository: it must look like hf://owner/name.")
-    return repo
-
-
-@contextlib.contextmanager
-def _hub_errors(checkpoint: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the hub's client raises many types for one thing: not to be had
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BridgeError(
-            f"{checkpoint} could not be had from the Hugging Face hub and is not in its cache: check the name and the "
-            f"network, or give a local folder ({cause})"
-        ) from None
+        with hub_errors(checkpoint):
+            huggingface_hub.hf_hub_download(repository(checkpoint), name)
 
 
 def weight_files(folder: Path) -> list[str]:

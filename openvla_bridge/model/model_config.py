@@ -1,11 +1,11 @@
 """Reads a checkpoint's config.json: the published layout, with its unwritten defaults."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openvla_bridge.checkpoint_files import read_json
 from openvla_bridge.errors import BridgeError
 
 
@@ -191,18 +191,6 @@ def _check_sizes(text: Mapping[str, Any], backbones: tuple[BackboneConfig, ...],
     padding = config.get("pad_to_multiple_of", 64)
     if type(padding) is not int or not 0 <= padding < text["vocab_size"]:
         raise BridgeError(f"config.json has pad_to_multiple_of={str(padding)[:40]}; it must be less than vocab_size.")
-
-
-def read_json(path: Path) -> Any:
-    """Returns the contents of a JSON file; raises BridgeError if it is missing or broken."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise BridgeError(
-            f"{path} is missing: teacher.checkpoint must be a folder in OpenVLA's layout, or hf://owner/name."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BridgeError(f"{path} cannot be read as JSON ({error}): get the checkpoint again.") from None
 
 
 def _backbone(name: str, image_size: int, override: Mapping[str, Any]) -> BackboneConfig:

@@ -6,17 +6,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openvla_bridge.checkpoint_files import Report
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.model.actions import ActionStatistics, bin_centers, choose_statistics, tokens_to_bins
-from openvla_bridge.model.checkpoint import DTYPES, Report, fetch_weights, find_folder, load_model
+from openvla_bridge.model.actions import bin_centers, choose_statistics, tokens_to_bins
+from openvla_bridge.model.checkpoint import DTYPES, fetch_weights, find_folder, load_model
 from openvla_bridge.model.model_config import BACKBONES, ModelConfig, read_config
 from openvla_bridge.model.openvla import OpenVLAModel
 from openvla_bridge.model.preprocess import ImageSettings, Preprocessor, read_image_settings
 from openvla_bridge.model.text import FileTokenizer, PromptTokenizer, build_prompt, with_empty_token
+from openvla_bridge.request import Known, Request
 
 
 class OpenVLAPolicy:
     """Predicts actions for batches of frames.
+
+    Attributes:
+        horizon: actions of a chunk: OpenVLA predicts one at a time.
 
     Args:
         model: on its device.
@@ -28,6 +33,8 @@ class OpenVLAPolicy:
     Raises:
         BridgeError: statistics cannot be chosen, or the image size is not the model's.
     """
+
+    horizon = 1
 
     def __init__(
         self,
@@ -54,22 +61,23 @@ class OpenVLAPolicy:
         checkpoint: str,
         device: str,
         precision: str = "float32",
-        unnorm_key: str | None = None,
         report: Report = lambda text: None,
-        on_statistics: Callable[[ActionStatistics], None] = lambda statistics: None,
+        on_known: Callable[[Known], None] = lambda known: None,
+        unnorm_key: str | None = None,
     ) -> "OpenVLAPolicy":
         """Loads a checkpoint folder or hf://owner/name; everything small is checked before weights are fetched or read.
 
         Args:
             report: is told what is being done.
-            on_statistics: is given the statistics before the weights.
+            on_known: is told what the checkpoint says, before the weights.
         """
         if precision not in DTYPES:
             raise BridgeError(f"precision={precision!r} is not known: known are {', '.join(DTYPES)}.")
         folder = find_folder(checkpoint, report)
         config, settings = read_config(folder), read_image_settings(folder)
         _check_image_size(config, settings)
-        on_statistics(choose_statistics(config.norm_stats, unnorm_key, str(folder / config.norm_source)))
+        statistics = choose_statistics(config.norm_stats, unnorm_key, str(folder / config.norm_source))
+        on_known(Known(statistics.action_dim, dict(statistics.gripper)))
         tokenizer = FileTokenizer(folder, config.bos_id)
         fetch_weights(checkpoint, folder, report)
         model = load_model(folder, device, precision, report)
@@ -78,6 +86,17 @@ class OpenVLAPolicy:
     @property
     def action_dim(self) -> int:
         return self.statistics.action_dim
+
+    def label(self, request: Request) -> tuple[np.ndarray, int]:
+        """See `request.Policy`; K is 1."""
+        tokens = self.predict_tokens(
+            request.frames,
+            request.instruction,
+            num_samples=request.samples,
+            temperature=request.temperature,
+            uniforms=request.uniforms,
+        )
+        return self.environment_actions(tokens, request.gripper)[:, :, None], self.count_other(tokens)
 
     @torch.inference_mode()
     def predict_tokens(

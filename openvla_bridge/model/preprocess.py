@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openvla_bridge.checkpoint_files import read_json
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.model.model_config import read_json
 
 _PRECISION_BITS = 32 - 8 - 2
 STRATEGIES = ("resize-naive", "resize-crop", "letterbox")

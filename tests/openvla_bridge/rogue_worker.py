@@ -37,19 +37,20 @@ def main(behaviour, commands, memory):
             if behaviour == "slow and silent":
                 time.sleep(600)
             gripper = {"min": 0.0, "max": 1.0} if behaviour != "strange gripper" else "wide"
-            say("known", action_dim="seven" if behaviour == "strange ready" else 7, gripper=gripper)
-            say("ready")
+            action_dim = "seven" if behaviour == "strange ready" else 7
+            say("known", action_dim=action_dim, gripper=gripper, image_size=[0, 0], state_dim=0)
+            say("ready", horizon=1)
         elif action == "attach":
             slots = map_slots(memory, RingLayout(**message))
             say("attached")
         else:
             count, actions = message["count"], slots[message["slot"]].actions
-            actions[:] = slots[message["slot"]].frames[:, 0, 0, :1] / 255.0
+            actions[:] = slots[message["slot"]].frames[:, :1, 0, :1] / 255.0
             if behaviour == "dies":
                 print("out of luck", flush=True)
                 os._exit(3)
             if behaviour == "writes NaN":
-                actions[:, count - 1, 3] = float("nan")
+                actions[:, count - 1, 0, 3] = float("nan")
             if behaviour == "writes large numbers":
                 actions[:, 0, 0] = 1.5
             seconds = 0.001 * count

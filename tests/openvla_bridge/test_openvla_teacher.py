@@ -15,6 +15,7 @@ from tiny_openvla import IMAGE_SIZE
 from configs import default
 from openvla_bridge import profile
 from openvla_bridge.model.policy import OpenVLAPolicy
+from openvla_bridge.request import Known, Request
 from openvla_bridge.ring import RingLayout
 from openvla_bridge.worker_process import WorkerProcess
 from rpd_jax import settings
@@ -121,19 +122,18 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batch_and_says_so(checkpoin
     worker = WorkerProcess("worker", request_timeout=300.0, say=told.append)
     try:
         worker.greet()
-        worker.request_load(str(checkpoint), "cpu", "float32", None, 16, 1)
-        assert worker.wait_until_known() == (7, {"q01": 0.0, "q99": 1.0})
-        worker.gripper = (2.0, -1.0)
-        worker.wait_until_loaded()
+        worker.request_load("openvla", str(checkpoint), "cpu", "float32", 16, 1, unnorm_key=None)
+        assert worker.wait_until_known() == Known(7, {"q01": 0.0, "q99": 1.0})
+        assert worker.wait_until_loaded() == 1
         frames = np.random.default_rng(1).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
 
         worker.attach(RingLayout(2, 16, 64, 64, 1, 7))
 
         def label(count):
-            worker.submit(frames[:count], "push", 1, 0.0, None)
+            worker.submit(Request(frames[:count], np.empty((count, 0)), "push", gripper=(2.0, -1.0)))
             while (answer := worker.collect()) is None:
                 pass
-            return answer[0].copy()
+            return answer[0][:, :, 0].copy()
 
         label(2)
         told.clear()

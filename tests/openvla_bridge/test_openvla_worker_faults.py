@@ -74,7 +74,7 @@ def teach(python, frames=FRAMES, **arguments):
 @pytest.mark.parametrize(
     ("behaviour", "sentence"),
     [
-        ("other version", "speaks version 999 of the protocol, this program version 2"),
+        ("other version", "speaks version 999 of the protocol, this program version 3"),
         ("speaks no JSON", "answered nonsense .*which is not JSON"),
         ("sends too much", "answered nonsense .*more than 1048576 bytes"),
         ("strange gripper", "answered nonsense .gripper=wide"),
@@ -124,7 +124,7 @@ def test_the_real_worker_killed_or_stopped_in_the_middle_of_requests(clean, numb
     worker.greet()
     worker.attach(LAYOUT)
     worker.submit_echo(FRAMES[:4])
-    assert worker.collect()[0].shape == (1, 0, 7)
+    assert worker.collect()[0].shape == (1, 0, 1, 7)
     worker._request_timeout = 1.0
     worker.process.send_signal(number)
     with pytest.raises(BridgeError, match=sentence):
@@ -137,7 +137,7 @@ def test_the_real_worker_killed_or_stopped_in_the_middle_of_requests(clean, numb
 def test_a_worker_killed_between_the_beginning_and_the_end_of_a_batch(rogue, clean):
     teacher = OpenVLATeacher("/nowhere", python=rogue("slower"), devices=("cpu",), batch_size=4)
     first, second = (teacher.begin(FRAMES, "push", jax.random.key(0)) for _ in range(2))
-    os.kill(teacher.worker_pids[0], signal.SIGKILL)
+    os.kill(teacher.team.pids[0], signal.SIGKILL)
     with pytest.raises(UserError, match=r"OpenVLA worker 0 \(cpu\) was killed by SIGKILL"):
         first()
     with pytest.raises(UserError, match="closed: load it again"):
@@ -207,9 +207,9 @@ def test_batches_are_split_by_measured_speed_and_stay_in_order(rogue, clean, tmp
         for _ in range(3):
             actions = np.asarray(teacher.act(frames, "push", jax.random.key(0)))
             np.testing.assert_allclose(actions[0, :, 0], np.arange(40) / 255, atol=1e-6)
-        slow, fast = sorted(speed.requests for speed in teacher._speeds)
+        slow, fast = sorted(speed.requests for speed in teacher.team.speeds)
         assert fast > 1.5 * slow
-        rates = [speed.frames_per_second for speed in teacher._speeds]
+        rates = [speed.frames_per_second for speed in teacher.team.speeds]
         assert max(rates) == pytest.approx(20 * min(rates), rel=0.01)
     finally:
         teacher.close()

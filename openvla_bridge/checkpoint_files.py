@@ -1,0 +1,73 @@
+"""Where a checkpoint's files are: in a folder, or on the Hugging Face hub. No code and no pickles are fetched."""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from openvla_bridge.errors import BridgeError
+
+Report = Callable[[str], None]
+
+
+def find_folder(checkpoint: str, layout: str, patterns: Sequence[str], report: Report) -> Path:
+    """Returns the local folder of a checkpoint; of hf://owner/name what `patterns` name is downloaded, or in the cache.
+
+    Args:
+        checkpoint: a folder, or hf://owner/name.
+        layout: whose layout it must have, for the sentence: "OpenVLA's".
+        patterns: of the files to fetch.
+        report: is told that something is fetched.
+
+    Raises:
+        BridgeError: there is no such folder or repository.
+    """
+    if not checkpoint.startswith("hf://"):
+        folder = Path(checkpoint)
+        if not folder.is_dir():
+            raise BridgeError(
+                f"There is no checkpoint folder {checkpoint}: give teacher.checkpoint a folder in {layout} layout, or "
+                "hf://owner/name."
+            )
+        return folder
+    repo = repository(checkpoint)
+    import huggingface_hub  # imported late: local checkpoints do not need it
+
+    report(f"fetching {' and '.join(patterns)} of {checkpoint}")
+    with hub_errors(checkpoint):
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns)))
+
+
+def repository(checkpoint: str) -> str:
+    """The owner/name of hf://owner/name; raises BridgeError if it is none."""
+    repo = checkpoint.removeprefix("hf://")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise BridgeError(f"{checkpoint} is not the name of a repository: it must look like hf://owner/name.")
+    return repo
+
+
+@contextlib.contextmanager
+def hub_errors(checkpoint: str) -> Iterator[None]:
+    """Turns what the hub's client raises into a BridgeError."""
+    try:
+        yield
+    except Exception as error:  # the hub's client raises many types for one thing: not to be had
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BridgeError(
+            f"{checkpoint} could not be had from the Hugging Face hub and is not in its cache: check the name and the "
+            f"network, or give a local folder ({cause})"
+        ) from None
+
+
+def read_json(path: Path, layout: str = "OpenVLA's") -> Any:
+    """Returns the contents of a JSON file; raises BridgeError if it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BridgeError(
+            f"{path} is missing: teacher.checkpoint must be a folder in {layout} layout, or hf://owner/name."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BridgeError(f"{path} cannot be read as JSON ({error}): get the checkpoint again.") from None
