@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup train test lint docs openvla-env openpi-env
+.PHONY: setup train test lint docs gpu-check openvla-env openpi-env
 
 # Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
@@ -36,6 +36,10 @@ test: setup openpi-env
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What only a GPU can show, ten minutes at most: gpu-check/gpu_check.json and the parts' outputs.
+gpu-check: setup
+	$(BIN)/python -m rpd_jax.gpu_check $(ARGS)
 
 # An environment of the OpenVLA workers' own, without JAX: --config.teacher.python=.venv-openvla/bin/python
 openvla-env:

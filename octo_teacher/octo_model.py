@@ -346,14 +346,14 @@ def _sample_actions(
     )
 
 
-def lower_sample_actions(
+def trace_sample_actions(
     model: OctoModel, observations: Data, tasks: Data
-) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
+) -> tuple[jax.stages.Traced, tuple[Any, ...]]:
     """Returns the program of `sample_actions` for these inputs, without un-normalisation, and its arguments."""
     observations, tasks = jax.tree.map(jnp.asarray, (dict(observations), dict(tasks)))
     static = (model.module, False, False, (), None)
     traced = (model.params, observations, tasks, observations["timestep_pad_mask"], jax.random.key(0), 1.0, None)
-    return _sample_actions.lower(*static, *traced), traced
+    return _sample_actions.trace(*static, *traced), traced
 
 
 def _check_ids(language: Any, module: OctoModule) -> None:

@@ -5,6 +5,7 @@ the device's measured matmul rate, and memory; then the same time split into ima
 transformer and head. `--plain` adds the straightforward path, which the fast one is measured against: T5 for every row,
 goal images convolved, the full sequence through flax's own attention, all rows of the last layer, and every sample a
 row of its own.
+`--count` only counts what a call has to do on a CUDA device.
 `--label 6400` labels that many frames in one call and prints the most memory it took; `--threads 1` keeps XLA to one
 thread of the CPU.
 """
@@ -33,9 +34,10 @@ from absl import flags
 from octo_teacher.model.architectures import SIZES, architecture
 from octo_teacher.model.octo_module import create_module, param_shapes
 from octo_teacher.model.token_groups import TokenGroup
-from octo_teacher.octo_model import OctoModel, lower_sample_actions
+from octo_teacher.octo_model import OctoModel, trace_sample_actions
 from octo_teacher.teacher import PRECISIONS, OctoTeacher
 from rpd_jax.action_convention import ACTION_DIM
+from rpd_jax.arithmetic import Work, count_traced, matmul_rate
 from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
 
@@ -113,22 +115,14 @@ def median_ms(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
     return 1e3 * statistics.median(clock), 1e3 * statistics.median(processor)
 
 
-def matmul_gflops(precision: str, repeats: int) -> float:
-    """The device's rate in one large matrix product, GFLOP/s."""
-    size = 1024 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), PRECISIONS[precision])
-    product = jax.jit(lambda x: x @ x)
-    return 2 * size**3 / median_ms(lambda: product(x), repeats)[0] / 1e6
-
-
-def compile_and_measure(lowered: jax.stages.Lowered, args: tuple[Any, ...], repeats: int) -> tuple[Any, ...]:
+def compile_and_measure(traced: jax.stages.Traced, args: tuple[Any, ...], repeats: int) -> tuple[Any, ...]:
     """Returns seconds to compile, milliseconds per call (clock, processor), FLOPs, and bytes that a call holds."""
     start = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = traced.lower().compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes if memory else 0
-    flops = float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+    flops = count_traced(traced.jaxpr, jax.default_backend()).flops
     return seconds, *median_ms(lambda: compiled(*args), repeats), flops, used
 
 
@@ -137,8 +131,8 @@ def profile_fast(
 ) -> Row:
     """Measures `OctoTeacher` on random frames, and its parts."""
     teacher = OctoTeacher(model, precision=precision, chunk_size=batch, dataset=dataset)
-    lowered, args = teacher.lower(random_frames(teacher, batch), INSTRUCTION, jax.random.key(0), samples)
-    seconds, call_ms, cpu_ms, flops, used = compile_and_measure(lowered, args, repeats)
+    traced, args = teacher.trace(random_frames(teacher, batch), INSTRUCTION, jax.random.key(0), samples)
+    seconds, call_ms, cpu_ms, flops, used = compile_and_measure(traced, args, repeats)
     row = _row("fast", precision, batch, samples, seconds, call_ms, cpu_ms, flops, used, peak)
     parts = measure_parts(teacher, batch, samples, repeats)
     row.stem_ms, row.t5_once_ms, row.head_ms = parts["stem"], parts["t5"], parts["head"]
@@ -153,8 +147,8 @@ def profile_plain(model: OctoModel, batch: int, samples: int, peak: float, repea
     shape = model.example_batch["observation"][camera].shape[2:]
     frames = np.random.default_rng(0).integers(0, 256, (rows, 1, *shape), dtype=np.uint8)
     observations = {camera: jnp.asarray(frames), "timestep_pad_mask": jnp.ones((rows, 1), bool)}
-    lowered, args = lower_sample_actions(model, observations, model.create_tasks(texts=[INSTRUCTION] * rows))
-    seconds, call_ms, cpu_ms, flops, used = compile_and_measure(lowered, args, repeats)
+    traced, args = trace_sample_actions(model, observations, model.create_tasks(texts=[INSTRUCTION] * rows))
+    seconds, call_ms, cpu_ms, flops, used = compile_and_measure(traced, args, repeats)
     return _row("plain", "float32", batch, samples, seconds, call_ms, cpu_ms, flops, used, peak)
 
 
@@ -252,6 +246,32 @@ def profile_labelling(model: OctoModel, precision: str, frames: int, samples: in
     )
 
 
+@dataclasses.dataclass
+class Counted:
+    """What one call has to do on a CUDA device; see `arithmetic.Work`."""
+
+    precision: str
+    batch: int
+    samples: int
+    work: Work
+
+
+def count_labels(model: OctoModel, precision: str, batch: int, samples: int) -> Counted:
+    """Counts a call of `OctoTeacher` without running it."""
+    teacher = OctoTeacher(model, precision=precision, chunk_size=batch, dataset=_any_dataset(model))
+    traced, _ = teacher.trace(random_frames(teacher, batch), INSTRUCTION, jax.random.key(0), samples)
+    return Counted(precision, batch, samples, count_traced(traced.jaxpr, "cuda"))
+
+
+def format_counted(counted: Counted) -> str:
+    """Returns one line about it."""
+    work = counted.work
+    return (
+        f"{counted.batch} frames, {counted.samples} samples each, {counted.precision}: {work.flops / 1e9:.1f} GFLOP in "
+        f"products, {work.bytes / 1e9:.2f} GB read and written, largest array {work.largest / 1e6:.1f} MB"
+    )
+
+
 def format_labelling(labelling: Labelling) -> str:
     """Returns one line about it."""
     gib = 2**-30
@@ -287,7 +307,7 @@ def profile(
     dataset: str | None = None,
 ) -> Iterator[Row]:
     """Yields one row after the other: `OctoTeacher` for every combination, and the plain path in float32."""
-    peaks = {precision: matmul_gflops(precision, repeats) for precision in {*precisions, "float32"}}
+    peaks = {precision: matmul_rate(PRECISIONS[precision], repeats) / 1e9 for precision in {*precisions, "float32"}}
     dataset = dataset or _any_dataset(model)
     for batch in batches:
         for count in samples:
@@ -351,6 +371,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_bool("plain", False, "Measure the straightforward path too.", values)
     flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", 1, flag_values=values)
     flags.DEFINE_integer("label", None, "Only label so many frames in one call.", 1, flag_values=values)
+    flags.DEFINE_bool("count", False, "Count what a call has to do on a CUDA device, and run nothing.", values)
     flags.DEFINE_integer("threads", None, "1 keeps XLA to one thread of the CPU.", 1, 1, flag_values=values)
     flags.DEFINE_bool("json", False, "Print JSON instead of a table.", values)
     flags.DEFINE_string("trace", None, "Folder for a JAX profiler trace of all this, for TensorBoard.", values)
@@ -366,12 +387,13 @@ def run(values: flags.FlagValues) -> None:
     device = jax.devices()[0]
     print(f"{device.device_kind}, {source}", file=sys.stderr)
     rows = []
-    if not values.json and not values.label:
+    if not (values.json or values.label or values.count):
         print(HEADER)
     with jax.profiler.trace(values.trace) if values.trace else nullcontext():
         for row in _measured(model, values):
             rows.append(row)
-            line = format_labelling(row) if values.label else format_row(row)
+            kinds = {Row: format_row, Labelling: format_labelling, Counted: format_counted}
+            line = kinds[type(row)](row)
             print(line, file=sys.stderr if values.json else sys.stdout, flush=True)
     if values.json:
         print(json.dumps({"device": device.device_kind, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
@@ -380,6 +402,13 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _measured(model: OctoModel, values: flags.FlagValues) -> Iterator[Any]:
+    if values.count:
+        return (
+            count_labels(model, precision, batch, samples)
+            for batch in values.batch
+            for precision in values.precision
+            for samples in values.samples
+        )
     if not values.label:
         precisions, repeats = values.precision, values.repeats
         return profile(model, values.batch, precisions, values.samples, plain=values.plain, repeats=repeats)

@@ -208,12 +208,12 @@ class OctoTeacher:
         actions = self.act(rgb, instruction, key, num_samples, first_frame, steps)
         return lambda: actions
 
-    def lower(
+    def trace(
         self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1
-    ) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
+    ) -> tuple[jax.stages.Traced, tuple[Any, ...]]:
         """Returns the program that `act` would run on one chunk of exactly these frames, and its arguments."""
         static, traced = 5, (*self._arguments(instruction, num_samples), rgb, key, np.int32(0))
-        return _label.lower(*traced), traced[static:]
+        return _label.trace(*traced), traced[static:]
 
     def padded_size(self, count: int) -> int:
         """The compiled batch size that `count` frames run under: a power of two, or the chunk size."""

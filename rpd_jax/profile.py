@@ -31,9 +31,10 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
-from rpd_jax import settings
+from rpd_jax import plan, settings
 from rpd_jax.acting import collect
 from rpd_jax.acting.stage import Stage, iteration_keys
+from rpd_jax.arithmetic import count, matmul_rate
 from rpd_jax.command.line import read_config, run_command
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
@@ -120,25 +121,11 @@ def update_flops(config: ConfigDict, learner: Learner) -> float:
         mean, _, value = network.apply(params, rgb, state)
         return mean.sum() + value.sum()
 
-    # Of one frame: XLA counts the body of a loop over frames once.
-    per_frame = jax.jit(jax.grad(loss)).lower(params).cost_analysis()["flops"]
+    per_frame = count(jax.grad(loss), params, platform=jax.default_backend()).flops
     frames = config.env.num_envs * ppo.rollout_steps
     if learner.uses_replay:
         frames += ppo.num_minibatches * config.distill.replay_batch
     return ppo.update_epochs * frames * per_frame
-
-
-def matmul_rate() -> float:
-    """Floating point operations per second of one large float32 matrix product."""
-    size = 1024 if jax.default_backend() == "cpu" else 8192
-    matrix = jnp.ones((size, size))
-    product = jax.jit(jnp.matmul)
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        jax.block_until_ready(product(matrix, matrix))
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
 
 
 def bound(config: ConfigDict, times: StageTimes, matmul_share: float) -> str:
@@ -169,10 +156,27 @@ def bound(config: ConfigDict, times: StageTimes, matmul_share: float) -> str:
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: a file of configs/.")
 _ITERATIONS = flags.DEFINE_integer("iterations", 1, "Iterations to measure, after one that compiles.", lower_bound=1)
+_PLAN = flags.DEFINE_enum("plan", None, sorted(plan.DEVICES), "Count what an iteration would cost on such a GPU.")
+_MEASURE = flags.DEFINE_bool("measure", False, "With --plan: run the student's programs on this machine's device too.")
+_TEACHER = flags.DEFINE_string("teacher", "octo-base-1.5", "With --plan: a published size of Octo.")
+_CHUNK = flags.DEFINE_integer("chunk", 256, "With --plan: frames that the teacher looks at in a call.", lower_bound=1)
+
+
+def print_plan(config: ConfigDict) -> None:
+    """Prints the tables of `plan`, and what was measured beside what was counted."""
+    measured = plan.measure(config) if _MEASURE.value else {}
+    console, device = Console(highlight=False, width=140), plan.DEVICES[_PLAN.value]
+    console.print(plan.plan_table(config, device, _TEACHER.value, _CHUNK.value, measured))
+    console.print(plan.memory_table(config, device))
+    if measured:
+        console.print(f"Measured on {jax.devices()[0].device_kind}.")
 
 
 def main() -> None:
     config = settings.resolve(read_config(_CONFIG))
+    if _PLAN.value:
+        print_plan(config)
+        return
     if config.refine != "pixels":
         raise UserError(
             f"An iteration of a run of one stage is measured, and refine={config.refine!r} has several: leave it out, "

@@ -14,12 +14,13 @@ PACKAGES = ("rpd_jax", "octo_teacher", "openvla_bridge")
 # Top floor first; rooms on one floor do not see each other. The picture with words: docs/extending.md.
 FLOORS = {
     "rpd_jax": (
-        ("trainer",),
+        ("trainer", "gpu_check"),
         ("stages",),
         ("sweep",),
         ("report", "export", "serve"),
         ("evaluate",),
         ("profile", "doctor"),
+        ("plan",),
         ("acting",),
         ("settings", "training_run"),
         ("learning",),
@@ -29,7 +30,7 @@ FLOORS = {
         ("run",),
         ("policy_server",),
         ("workers", "teachers"),
-        ("tasks", "markdown", "action_convention"),
+        ("tasks", "markdown", "action_convention", "arithmetic"),
         ("registry",),
         ("errors",),
     ),
@@ -58,7 +59,7 @@ FLOORS = {
 }
 # What a teacher's package may use of rpd_jax: the ground, and what it needs where it runs episodes.
 FOR_TEACHERS = {"errors", "tasks", "teachers", "registry", "markdown", "workers", "run", "command", "envs", "acting"}
-FOR_TEACHERS |= {"action_convention"}
+FOR_TEACHERS |= {"action_convention", "arithmetic"}
 # Files (or folders) from which no way leads to JAX; those of a bridge's worker do not reach rpd_jax either.
 WITHOUT_JAX = ("rpd_jax/workers", "rpd_jax/command", "rpd_jax/envs/cpu_worker.py")
 WITHOUT_RPD_JAX = ("openvla_bridge/worker.py", "openvla_bridge/model")
