@@ -104,15 +104,6 @@ def parts(workdir: Path) -> list[Part]:
             (*_PAPER, *small, *small_plan, "--plan=h100"),
             300.0,
         ),
-        Part("octo-base", "octo_teacher.profile", ("--architecture=octo-base-1.5", *sizes), tiny_octo, 300.0),
-        Part("octo-small", "octo_teacher.profile", ("--architecture=octo-small-1.5", *sizes), tiny_octo, 240.0),
-        Part(
-            "openvla-7b",
-            "openvla_bridge.profile",
-            ("--architecture=openvla-7b", "--batch=8,32", "--precision=bfloat16", "--no_pil"),
-            ("--architecture=tiny", "--batch=2", "--repeats=1", "--no_pil"),
-            240.0,
-        ),
         *(
             Part(
                 f"workers, overlap {overlap}",
@@ -127,6 +118,15 @@ def parts(workdir: Path) -> list[Part]:
             "train.py",
             (*_WORKERS, "--config.total_steps=4096", *train),
             (*_WORKERS, *small, "--config.total_steps=8", *train),
+        ),
+        Part("octo-base", "octo_teacher.profile", ("--architecture=octo-base-1.5", *sizes), tiny_octo, 300.0),
+        Part("octo-small", "octo_teacher.profile", ("--architecture=octo-small-1.5", *sizes), tiny_octo, 240.0),
+        Part(
+            "openvla-7b",
+            "openvla_bridge.profile",
+            ("--architecture=openvla-7b", "--batch=8,32", "--precision=bfloat16", "--no_pil"),
+            ("--architecture=tiny", "--batch=2", "--repeats=1", "--no_pil"),
+            240.0,
         ),
         Part("paper profile", "rpd_jax.profile", _PAPER, _PAPER, 300.0, physx),
     ]

@@ -33,8 +33,10 @@ def test_a_convolution():
 
 @pytest.mark.parametrize("platform, flops", [("cuda", 2 * 8 * 16 * 4), ("cpu", 0)])
 def test_the_branch_of_the_platform(platform, flops):
-    branches = lambda a, b: jax.lax.platform_dependent(  # noqa: E731
-        a, b, cpu=lambda a, b: a[:, :4] + b[:8], default=jnp.matmul
+    branches = (
+        lambda a, b: jax.lax.platform_dependent(  # noqa: E731
+            a, b, cpu=lambda a, b: a[:, :4] + b[:8], default=jnp.matmul
+        )
     )
     assert count(branches, A, B, platform=platform).flops == flops
 
