@@ -19,28 +19,33 @@ def test_a_product():
 
 def test_a_loop_counts_as_often_as_it_runs():
     square = jnp.zeros((16, 16))
-    loop = lambda a: jax.lax.scan(lambda carry, _: (carry @ square, None), a, None, length=5)[0]  # noqa: E731
+
+    def loop(a):
+        return jax.lax.scan(lambda carry, _: (carry @ square, None), a, None, length=5)[0]
+
     assert count(jax.jit(loop), A).flops == 5 * 2 * 8 * 16 * 16
 
 
 def test_a_convolution():
     frames, kernel = jnp.zeros((2, 10, 10, 3)), jnp.zeros((4, 4, 3, 5))
-    convolve = lambda frames: jax.lax.conv_general_dilated(  # noqa: E731
-        frames, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+
+    def convolve(frames):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(frames, kernel, (2, 2), "VALID", dimension_numbers=layout)
+
     assert count(convolve, frames).flops == 2 * (2 * 4 * 4 * 5) * (4 * 4 * 3)
 
 
 @pytest.mark.parametrize("platform, flops", [("cuda", 2 * 8 * 16 * 4), ("cpu", 0)])
 def test_the_branch_of_the_platform(platform, flops):
-    branches = (
-        lambda a, b: jax.lax.platform_dependent(  # noqa: E731
-            a, b, cpu=lambda a, b: a[:, :4] + b[:8], default=jnp.matmul
-        )
-    )
+    def branches(a, b):
+        return jax.lax.platform_dependent(a, b, cpu=lambda a, b: a[:, :4] + b[:8], default=jnp.matmul)
+
     assert count(branches, A, B, platform=platform).flops == flops
 
 
 def test_types_are_counted_apart():
-    both = lambda a, b: (a @ b, a.astype(jnp.bfloat16) @ b.astype(jnp.bfloat16))  # noqa: E731
+    def both(a, b):
+        return a @ b, a.astype(jnp.bfloat16) @ b.astype(jnp.bfloat16)
+
     assert count(both, A, B).products == {"float32": 1024.0, "bfloat16": 1024.0}
