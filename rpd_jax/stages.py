@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rpd_jax.acting.kept_replay import read_replay
 from rpd_jax.acting.stage import Stage
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.command.checks import get
@@ -100,20 +101,21 @@ def _from_imitator(stage: Stage, state: TrainingState, label: Path | None) -> Tr
     """The imitator's parameters with the stage's own σ, and the labels that it learnt from."""
     if label is None:
         return state
-    checkpoint = newest_checkpoint(label / "checkpoints") / "state"
-    params = read_part(checkpoint, "learner", "params")
+    checkpoint = newest_checkpoint(label / "checkpoints")
+    params = read_part(checkpoint / "state", "learner", "params")
     params["params"]["log_std"] = state.learner.params["params"]["log_std"]
     replay = state.replay
     if replay is not None:
-        replay = _placed(stage, Replay(frames=None, **_rows(checkpoint, "states", "labels", "count")))
-    return dataclasses.replace(state, learner=stage.learner.init_from(params), replay=replay)
+        replay = _placed(stage, Replay(frames=None, **read_replay(checkpoint, "states", "labels", "count")))
+    came = 0 if replay is None else int(replay.count)
+    return dataclasses.replace(state, learner=stage.learner.init_from(params), replay=replay, came=came)
 
 
 def _from_labelled(stage: Stage, state: TrainingState, label: Path | None) -> TrainingState:
     """A fresh student whose replay holds the frames that were labelled, with the labels of the stage's own teacher."""
     if label is None or state.replay is None:
         return state
-    rows = _rows(newest_checkpoint(label / "checkpoints") / "state", "frames", "states", "labels", "count")
+    rows = read_replay(newest_checkpoint(label / "checkpoints"), "frames", "states", "labels", "count")
     filled = int(min(rows["count"], len(rows["labels"])))
     labels = rows["labels"][:filled]
     if stage.config.teacher.name == "student":
@@ -126,11 +128,7 @@ def _from_labelled(stage: Stage, state: TrainingState, label: Path | None) -> Tr
     replay = state.replay
     for at, end in _chunks(filled):
         replay = stage.learner.fill_replay(replay, rows["frames"][at:end], rows["states"][at:end], labels[at:end])
-    return dataclasses.replace(state, replay=replay)
-
-
-def _rows(checkpoint: Path, *names: str) -> dict:
-    return {name: read_part(checkpoint, "replay", name) for name in names}
+    return dataclasses.replace(state, replay=replay, came=int(replay.count))
 
 
 def _chunks(filled: int) -> list[tuple[int, int]]:

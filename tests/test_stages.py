@@ -14,6 +14,7 @@ import pytest
 
 from configs import default
 from rpd_jax import settings
+from rpd_jax.acting.kept_replay import read_replay
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.run.checkpoints import newest_checkpoint, read_part
@@ -149,18 +150,19 @@ def test_a_run_goes_through_its_stages_and_each_is_a_run_itself(whole):
     students = [load_student(place) for place in places]
     assert [student.network.observation for student in students] == ["state", "state", "rgb"]
 
-    label, refine, distil = (newest_checkpoint(place / "checkpoints") / "state" for place in places)
+    label, refine, distil = (newest_checkpoint(place / "checkpoints") for place in places)
     # The frames that the VLA labelled are kept once, for both of the others.
-    frames, states, labels = (np.asarray(read_part(label, "replay", name)) for name in ("frames", "states", "labels"))
+    frames, states, labels = map(np.asarray, read_replay(label, "frames", "states", "labels").values())
     assert frames.shape == (32, 40, 40, 3) and frames.std() > 0
-    np.testing.assert_array_equal(read_part(refine, "replay", "states"), states)
-    np.testing.assert_array_equal(read_part(refine, "replay", "labels"), labels)
-    kept = np.asarray(read_part(distil, "replay", "frames"))
+    replayed = read_replay(refine, "states", "labels")
+    np.testing.assert_array_equal(replayed["states"], states)
+    np.testing.assert_array_equal(replayed["labels"], labels)
+    kept, relabelled = map(np.asarray, read_replay(distil, "frames", "labels").values())
     np.testing.assert_array_equal(kept[:32], frames)
     # For the student they carry the labels of the expert.
     expert = students[1]
     mean = expert.network.apply(expert.params, None, states, method="mean_action")
-    relabelled = np.asarray(read_part(distil, "replay", "labels"))[:32, 0]
+    relabelled = relabelled[:32, 0]
     np.testing.assert_allclose(relabelled, np.clip(mean, -1, 1), atol=1e-5)
     assert np.abs(relabelled - labels[:, 0]).max() > 1e-2
     # The critic learnt first, while the policy rested.
@@ -186,5 +188,6 @@ def test_killed_in_every_stage_it_is_the_same_run(whole, tmp_path):
     assert outcome.returncode == 0, outcome.stderr
     for place in ("label", "refine", ""):
         assert rows(workdir / place) == rows(expected / place), place
-        state = [newest_checkpoint(run / place / "checkpoints") / "state" for run in (expected, workdir)]
-        jax.tree.map(np.testing.assert_array_equal, *(read_part(path, "learner") for path in state))
+        newest = [newest_checkpoint(run / place / "checkpoints") for run in (expected, workdir)]
+        jax.tree.map(np.testing.assert_array_equal, *(read_part(path / "state", "learner") for path in newest))
+        jax.tree.map(np.testing.assert_array_equal, *(read_replay(path, "labels", "count") for path in newest))

@@ -6,6 +6,7 @@ import pytest
 
 from configs import push_cube_sparse
 from rpd_jax import settings
+from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.errors import UserError
 from rpd_jax.learning.learner import FINITE_TERMS, Learner
 from rpd_jax.run.checkpoints import Checkpoints
@@ -61,12 +62,11 @@ def test_state_and_replay_are_those_before_the_iteration(tmp_path):
         train(make_config(), tmp_path)
     config = settings.resolve(make_config())
     learner = Learner(ActorCritic.from_config(config.student), config)
-    begun = {
-        "learner": learner.init(jax.random.key(config.seed), None, np.zeros((ENVS, STATE_DIM), np.float32)),
-        "replay": learner.create_replay(7, STATE_DIM),
-    }
+    begun = TrainingState(
+        learner.init(jax.random.key(config.seed), None, np.zeros((ENVS, STATE_DIM), np.float32)),
+        learner.create_replay(7, STATE_DIM),
+    )
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
-        iteration, saved, _ = checkpoints.restore(begun)
-    assert iteration == 0
-    for found, expected in zip(jax.tree.leaves(saved), jax.tree.leaves(begun), strict=True):
-        np.testing.assert_array_equal(found, expected)
+        saved = begun.restored(checkpoints, pytest.fail)
+        assert checkpoints.latest == saved.iteration == saved.came == 0
+    jax.tree.map(np.testing.assert_array_equal, (saved.learner, saved.replay), (begun.learner, begun.replay))

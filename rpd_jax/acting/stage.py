@@ -180,7 +180,9 @@ class Stage:
             metrics = jax.device_get(metrics)
             if self.learner.nonfinite_term(metrics) is not None:
                 return state, metrics
-            replay = state.replay
-            if rollout.teacher_actions is not None:
+            replay, came = state.replay, state.came
+            if rollout.teacher_actions is not None and replay is not None:
+                came += self.learner.rows_of(rollout)
                 replay = self.learner.extend_replay(replay, rollout)
-        return dataclasses.replace(state, learner=learner, replay=replay, iteration=state.iteration + 1), metrics
+        state = dataclasses.replace(state, learner=learner, replay=replay, came=came, iteration=state.iteration + 1)
+        return state, metrics

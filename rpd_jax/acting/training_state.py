@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 
+from rpd_jax.acting.kept_replay import kept, refilled
 from rpd_jax.learning.learner import LearnerState
 from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
@@ -17,6 +18,7 @@ class TrainingState:
     Attributes:
         learner: the student, and Adam's moments.
         replay: labelled frames, or None where it is off.
+        came: rows that the ring of each device got so far; equal to the replay's count, or a multiple of the ring more.
         iteration: iterations done.
         row: metrics of the last of them, while they are not logged.
         evaluations: success in each evaluation so far.
@@ -27,6 +29,7 @@ class TrainingState:
     iteration: int = 0
     row: dict[str, float] | None = None
     evaluations: tuple[float, ...] = ()
+    came: int = 0
 
     def ended(self, until: float, patience: int) -> bool:
         """True if there is nothing more to train for: see `eval.until` and `eval.patience`."""
@@ -46,11 +49,14 @@ class TrainingState:
         Raises:
             CheckpointError: it could not be written, or a replay was lost while it was extended.
         """
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._tree())):
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves((self.learner, self.replay))):
             raise CheckpointError(f"The replay was lost when memory ran out: the same command {checkpoints.continues}.")
         progress = {"step": step, "row": self.row, "devices": jax.device_count()}
         progress["evaluations"] = list(self.evaluations)
-        checkpoints.save(self.iteration, self._tree(), progress, success)
+        rows = None
+        if self.replay is not None:
+            progress["replay"], rows = kept(self.replay, self.came)
+        checkpoints.save(self.iteration, {"learner": self.learner}, progress, success, rows)
 
     def restored(self, checkpoints: Checkpoints, say: Callable[[str], None]) -> "TrainingState":
         """The newest checkpoint's state, or this one if there is none.
@@ -58,18 +64,33 @@ class TrainingState:
         Args:
             checkpoints: the run's; their arrays are shaped as this state's.
             say: told what the checkpoint could not give.
-        """
-        found = checkpoints.restore(self._tree())
-        if found is None:
-            return self
-        iteration, tree, progress = found
-        replay, devices = tree.get("replay"), progress.get("devices", 1)
-        if replay is not None and devices != jax.device_count():
-            replay = self.replay
-            say(f"The replay starts empty: it was kept by {devices} devices and {jax.device_count()} are here.")
-        evaluations = tuple(progress.get("evaluations", ()))
-        return TrainingState(tree["learner"], replay, iteration, progress.get("row"), evaluations)
 
-    def _tree(self) -> dict:
-        tree = {"learner": self.learner}
-        return tree if self.replay is None else tree | {"replay": self.replay}
+        Raises:
+            UserError: the checkpoint cannot be read.
+        """
+        progress = checkpoints.progress()
+        if progress is None:
+            return self
+        # Checkpoints of before the replay had files of its own hold it themselves.
+        inside = {"replay": self.replay} if self.replay is not None and "replay" not in progress else {}
+        iteration, tree, progress = checkpoints.restore({"learner": self.learner} | inside)
+        replay, came = self._restored_replay(tree, progress, checkpoints, say)
+        evaluations = tuple(progress.get("evaluations", ()))
+        return TrainingState(tree["learner"], replay, iteration, progress.get("row"), evaluations, came)
+
+    def _restored_replay(
+        self, tree: dict, progress: dict, checkpoints: Checkpoints, say: Callable[[str], None]
+    ) -> tuple[Replay | None, int]:
+        """The replay of a checkpoint, or this one, which is empty, where it has none for this machine; and `came`."""
+        if self.replay is None:
+            return None, 0
+        devices = progress.get("devices", 1)
+        if devices != jax.device_count():
+            say(f"The replay starts empty: it was kept by {devices} devices and {jax.device_count()} are here.")
+            return self.replay, 0
+        if "replay" in tree:
+            return tree["replay"], int(tree["replay"].count)
+        if checkpoints.lacks_rows:
+            say("The replay starts empty: its folder was removed.")
+            return self.replay, 0
+        return refilled(self.replay, progress["replay"], checkpoints), progress["replay"]["came"]

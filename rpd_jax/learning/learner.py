@@ -144,11 +144,14 @@ class Learner:
         specs = sharding.replay_specs(jax.eval_shape(create))
         return jax.jit(create, out_shardings=sharding.shardings(self.mesh, specs))()
 
-    def extend_replay(self, replay: Replay | None, rollout: Rollout) -> Replay | None:
-        """Adds a labelled rollout, in place: the old `replay` must not be used afterwards; None where it is off."""
-        if replay is None:
-            return None
+    def extend_replay(self, replay: Replay, rollout: Rollout) -> Replay:
+        """Adds a labelled rollout, in place: the old `replay` must not be used afterwards."""
         return self._extend_replay(replay, rollout if self.config.distill.replay_both else self._seen(rollout))
+
+    def rows_of(self, rollout: Rollout) -> int:
+        """Rows that `extend_replay` adds to each device's ring."""
+        num_steps, num_envs, _ = rollout.actions.shape
+        return min(num_steps * num_envs, self.config.distill.replay) // self.mesh.size
 
     def fill_replay(self, replay: Replay, frames: jax.Array, states: jax.Array, labels: jax.Array) -> Replay:
         """Adds frames labelled elsewhere, in place, on one device.

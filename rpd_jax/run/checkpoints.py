@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from rpd_jax.errors import UserError, no_room
+from rpd_jax.run import processes
+from rpd_jax.run.branches import DAMAGE, read_branch
+from rpd_jax.run.row_files import RowFiles, Rows, Span, check_complete
 
-# What Orbax, and the code behind it, raise where a checkpoint is damaged.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, NotImplementedError)
+# The folder of the rows of all checkpoints, beside them.
+ROWS = "replay"
 
 
 class CheckpointError(UserError):
@@ -28,7 +31,8 @@ class Checkpoints:
     """Checkpoints of one run, one per iteration number.
 
     Orbax writes a checkpoint under a temporary name and renames it when it is complete, so that one cut short by a kill
-    or a full disk is never mistaken for a good one.
+    or a full disk is never mistaken for a good one. Rows that a checkpoint needs (the replay's) are written before it,
+    those alone that the one before lacks, and removed after it, when no checkpoint needs them any more.
     """
 
     def __init__(self, directory: str | Path, keep: int, keep_best: int = 0, progress_item: str = "progress"):
@@ -57,13 +61,22 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._row_files = RowFiles(self._directory / ROWS)
+        self._spans: list[Span] = []  # of the rows of the newest checkpoint, where they are this run's
 
     @property
     def latest(self) -> int | None:
         """The newest complete checkpoint's iteration, or None."""
         return self._manager.latest_step()
 
-    def save(self, iteration: int, state: Any, progress: dict[str, Any], success: float | None = None) -> None:
+    def save(
+        self,
+        iteration: int,
+        state: Any,
+        progress: dict[str, Any],
+        success: float | None = None,
+        rows: Rows | None = None,
+    ) -> None:
         """Writes checkpoint number `iteration`.
 
         Args:
@@ -71,15 +84,21 @@ class Checkpoints:
             state: a pytree of arrays.
             progress: plain JSON values.
             success: of the student at this iteration, if it was measured.
+            rows: what it holds besides, if anything. Where the checkpoint before is this process's own, or `read_rows`
+                was called, only those are written that came since.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
         metrics = None if success is None else {"success": success}
-        items = {"state": ocp.args.StandardSave(state), self._progress_item: ocp.args.JsonSave(progress)}
         try:
-            _check_room(self._directory, state)
             with _silent_orbax():
+                spans = []
+                if rows is not None:
+                    spans = self._row_files.add(iteration, rows, self._spans, self._check_room)
+                    progress = progress | {"spans": spans}
+                self._check_room(state)
+                items = {"state": ocp.args.StandardSave(state), self._progress_item: ocp.args.JsonSave(progress)}
                 self._manager.save(iteration, args=ocp.args.Composite(**items), metrics=metrics, force=True)
                 self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -87,15 +106,25 @@ class Checkpoints:
             if cause is None:
                 raise
             shutil.rmtree(f"{self._directory / str(iteration)}.orbax-checkpoint-tmp", ignore_errors=True)
+            self._remove_unneeded_rows()
             raise CheckpointError(
                 f"Could not save checkpoint {iteration} in {self._directory} ({cause}): make room on the disk and run "
                 f"the same command again; it {self.continues}."
             ) from error
+        self._spans = spans
+        self._remove_unneeded_rows()
 
     @property
     def continues(self) -> str:
         """What the same command does after a run was cut short, as the end of a sentence about it."""
         return "starts from the beginning" if self.latest is None else f"continues from checkpoint {self.latest}"
+
+    def progress(self) -> dict[str, Any] | None:
+        """The progress of the newest checkpoint, or None if there is none; raises UserError as `restore`."""
+        if self.latest is None:
+            return None
+        with self._told_if_damaged():
+            return self._read_progress(self.latest)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns (iteration, state, progress) of the newest checkpoint, or None if there is none.
@@ -111,14 +140,64 @@ class Checkpoints:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = {"state": ocp.args.StandardRestore(abstract), self._progress_item: ocp.args.JsonRestore()}
-        try:
+        with self._told_if_damaged():
             restored = self._manager.restore(iteration, args=ocp.args.Composite(**items))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"Checkpoint {self._directory / str(iteration)} cannot be read ({str(error).splitlines()[0]}): "
-                "remove that folder to continue from the one before."
-            ) from error
         return iteration, restored["state"], restored[self._progress_item]
+
+    def read_rows(
+        self, first: int, end: int, sharding: jax.sharding.Sharding, put: Callable[[Span, Any], None]
+    ) -> None:
+        """Reads rows of the newest checkpoint, which the next one needs no longer write.
+
+        Args:
+            first: number of the oldest row.
+            end: number of rows that came.
+            sharding: of their arrays, as they were when they were saved.
+            put: called with those of each file.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        spans = spans_of(self.progress())
+        with self._told_if_damaged(f", or {self._row_files.directory} to continue with an empty replay"):
+            check_complete(spans, first, end)
+            for span in spans:
+                put(span, self._row_files.read(span, sharding))
+        self._spans = spans
+
+    @property
+    def lacks_rows(self) -> bool:
+        """True if the newest checkpoint needs rows and the folder of all rows is gone."""
+        return bool(spans_of(self.progress() or {})) and not self._row_files.directory.exists()
+
+    def _read_progress(self, iteration: int) -> dict[str, Any]:
+        item = ocp.args.Composite(**{self._progress_item: ocp.args.JsonRestore()})
+        return self._manager.restore(iteration, args=item)[self._progress_item]
+
+    @contextlib.contextmanager
+    def _told_if_damaged(self, mend: str = "") -> Iterator[None]:
+        """Turns what damage to the newest checkpoint raises inside the `with` block into one sentence."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"Checkpoint {self._directory / str(self.latest)} cannot be read ({_reason(error)}): "
+                f"remove that folder to continue from the one before{mend}."
+            ) from error
+
+    def _remove_unneeded_rows(self) -> None:
+        """Removes the rows that no checkpoint names; none if one of them cannot be asked."""
+        if not processes.is_first() or not self._row_files.directory.exists():
+            return
+        with contextlib.suppress(*DAMAGE):
+            needed = [spans_of(self._read_progress(iteration)) for iteration in self._manager.all_steps()]
+            self._row_files.remove_all_but(span for spans in needed for span in spans)
+
+    def _check_room(self, arrays: Any) -> None:
+        """Raises OSError where arrays do not fit onto the disk: Orbax would leave threads that complain."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        if shutil.disk_usage(self._directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -153,42 +232,33 @@ def read_part(path: Path, *names: str) -> Any:
     Raises:
         UserError: it cannot be read, or has no such branch.
     """
-    checkpointer = ocp.PyTreeCheckpointer()
-    logger = logging.getLogger("absl")  # Orbax warns of a file that only checkpoints of a single tree have
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        branch = checkpointer.metadata(path).item_metadata.tree
-        for name in names:
-            branch = branch[name]
-        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), branch)
-        for name in reversed(names):
-            wanted = {name: wanted}
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        placement = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding), wanted)
-        arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=placement, partial_restore=True)
-        restored = checkpointer.restore(path, args=arguments)
+        return read_branch(path, names)
     except DAMAGE as error:
         raise unreadable(path.parent, error) from error
-    finally:
-        logger.setLevel(level)
-        checkpointer.close()
-    for name in names:
-        restored = restored[name]
-    return restored
+
+
+def spans_of(progress: dict[str, Any]) -> list[Span]:
+    """Where the rows of a checkpoint with this progress are."""
+    return [Span(*span) for span in progress.get("spans", ())]
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """The progress that a checkpoint folder of a training run holds; raises UserError where it cannot be read."""
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(checkpoint / "progress")
+    except DAMAGE as error:
+        raise unreadable(checkpoint, error) from error
 
 
 def unreadable(checkpoint: Path, error: Exception) -> UserError:
     """The sentence for a damaged checkpoint."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return UserError(f"Checkpoint {checkpoint} cannot be read ({reason}): name another one (--checkpoint).")
+    return UserError(f"Checkpoint {checkpoint} cannot be read ({_reason(error)}): name another one (--checkpoint).")
 
 
-def _check_room(directory: Path, state: Any) -> None:
-    """Raises OSError where the arrays of `state` do not fit onto the disk: Orbax would leave threads that complain."""
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    if shutil.disk_usage(directory).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@ r"""Kills a training run at random moments, starts it again each time, and compa
 
     python tests/benchmarks/kill_runs.py [--kills 20] [--seed 0]
 
-A small run (PPO, a student that sees the state, no teacher, two environments in one worker) with a checkpoint every
-second iteration. Each kill is a SIGKILL to the whole process group. After each one: is the newest checkpoint at most
+A small run (RPD, a student that sees the state, the embedded teacher, two environments in one worker) with a checkpoint
+every second iteration, and a replay whose rows are overwritten between any two of them. Each kill is a SIGKILL to the whole process group. After each one: is the newest checkpoint at most
 one interval behind the metrics, and does every line of metrics.jsonl parse? In the end: are all metrics, parameters and
-moments bit for bit those of the run that was left alone?
+moments, and the replay, bit for bit those of the run that was left alone?
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = 2  # iterations between checkpoints
 SETTINGS = {
-    "algorithm": "ppo",
+    "algorithm": "rpd_mse",
     "student.observation": "state",
     "env.image_size": 64,
     "env.num_envs": 2,
@@ -34,8 +34,11 @@ SETTINGS = {
     "ppo.rollout_steps": 8,
     "ppo.num_minibatches": 2,
     "ppo.update_epochs": 1,
-    "distill.replay": 0,
-    "distill.replay_batch": 0,
+    "distill.averaged": 1,
+    "distill.replay": 40,  # of 16 rows that come in an iteration
+    "distill.replay_batch": 8,
+    "distill.replay_coef": 1.0,
+    "teacher.eval_episodes": 0,
     "eval.every": 1000,
     "eval.final_episodes": 2,
     "eval.video_episodes": 0,
@@ -82,12 +85,15 @@ class Run:
 
 
 def parameters(run: Run) -> list[np.ndarray]:
-    """The parameters and moments of the newest checkpoint."""
+    """The parameters, moments and replay of the newest checkpoint."""
     import jax
     import orbax.checkpoint as ocp
 
-    path = run.workdir / "checkpoints" / str(run.checkpoints()[-1]) / "state"
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(ocp.StandardCheckpointer().restore(path))]
+    from rpd_jax.acting.kept_replay import read_replay
+
+    path = run.workdir / "checkpoints" / str(run.checkpoints()[-1])
+    state = ocp.StandardCheckpointer().restore(path / "state")
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((state, read_replay(path, "labels", "count")))]
 
 
 def kill_at_random(run: Run, moments: random.Random) -> tuple[float, int, int]:
@@ -132,9 +138,9 @@ def main() -> None:
             differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
             assert not differing, f"metrics differ in {differing}: {ours} and {theirs}"
         pairs = zip(parameters(killed), parameters(whole), strict=True)
-        assert all(np.array_equal(a, b) for a, b in pairs), "parameters differ"
+        assert all(np.array_equal(a, b) for a, b in pairs), "parameters or replay differ"
     Console().print(table)
-    print(f"{args.kills} kills: metrics and parameters are bit for bit those of the run that was left alone.")
+    print(f"{args.kills} kills: metrics, parameters and replay are bit for bit those of the run that was left alone.")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ def measure(output):
     """Writes what the tests look at to `output`."""
     import jax
 
+    from rpd_jax.acting.training_state import TrainingState
     from rpd_jax.errors import UserError
     from rpd_jax.learning.schedules import Coefficients
     from rpd_jax.learning.sharding import make_mesh
@@ -127,6 +128,19 @@ def measure(output):
     metrics, state, replay, rollout = update(learner, part, orders)
     with Checkpoints(output / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, {"learner": state, "replay": replay}, {})
+    kept = TrainingState(state, replay, 1, came=learner.rows_of(rollout))
+    for save in (True, False):
+        with Checkpoints(output / "rows", keep=1) as checkpoints:
+            if save:
+                kept.save(checkpoints, step=8)
+            else:
+                restored = TrainingState(state, learner.create_replay(7, 10)).restored(checkpoints, print)
+    assert (restored.came, int(restored.replay.count)) == (kept.came, int(replay.count)) == (kept.came, kept.came)
+    for name in ("states", "labels"):
+        for found, expected in zip(
+            *(getattr(x, name).addressable_shards for x in (restored.replay, replay)), strict=True
+        ):
+            np.testing.assert_array_equal(found.data, expected.data)
     again = {"permutations": orders, "per_minibatch": True}  # as before, so that nothing is compiled twice
     coefficients = Coefficients(distill=1.0, replay=1.0, learning_rate=3e-4)
     replayed = learner.update(state, rollout, jax.random.key(1), coefficients, replay, **again)[1]["replay_loss"]

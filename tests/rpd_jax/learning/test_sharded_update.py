@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sharded_update import ENVS, MINIBATCHES, STEPS, local_orders, make_arrays, make_learner, update
 
+from rpd_jax.acting.kept_replay import read_replay
 from rpd_jax.errors import UserError
 from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import Checkpoints
@@ -93,6 +94,8 @@ def test_several_devices_compute_the_update_of_one(several, learner, request):
     _, tree, _ = Checkpoints(output / "checkpoints", keep=1).restore({"learner": state, "replay": replay})
     difference = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), tree["learner"], state)
     assert max(jax.tree.leaves(difference)) < 1e-4
+    for name, rows in read_replay(output / "rows" / "1", "states", "labels", "count").items():
+        np.testing.assert_array_equal(rows, getattr(tree["replay"], name), err_msg=name)
     filled = np.asarray(tree["replay"].states)
     filled = filled[np.any(filled != 0, axis=1)]
     expected = make_arrays()["state"].reshape(-1, 10)
