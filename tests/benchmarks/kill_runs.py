@@ -3,9 +3,10 @@ r"""Kills a training run at random moments, starts it again each time, and compa
     python tests/benchmarks/kill_runs.py [--kills 20] [--seed 0]
 
 A small run (RPD, a student that sees the state, the embedded teacher, two environments in one worker) with a checkpoint
-every second iteration, and a replay whose rows are overwritten between any two of them. Each kill is a SIGKILL to the whole process group. After each one: is the newest checkpoint at most
-one interval behind the metrics, and does every line of metrics.jsonl parse? In the end: are all metrics, parameters and
-moments, and the replay, bit for bit those of the run that was left alone?
+every second iteration, and a replay whose rows are overwritten between any two of them. Each kill is a SIGKILL to the
+whole process group. After each one: is the newest checkpoint at most one interval behind the metrics, and does every
+line of metrics.jsonl parse? In the end: are all metrics, parameters and moments, and the replay, bit for bit those of
+the run that was left alone?
 """
 
 import argparse
