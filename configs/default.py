@@ -115,7 +115,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
 
     c.eval = ConfigDict()
     c.eval.every = config_dict.placeholder(int)  # iterations between evaluations
-    c.eval.episodes = config_dict.placeholder(int)  # at each evaluation
+    c.eval.episodes = config_dict.placeholder(int)  # at each evaluation before the last
     c.eval.final_episodes = config_dict.placeholder(int)  # at the end of the run
     c.eval.video_episodes = 16
     c.eval.until = 0.0  # training ends before total_steps when an evaluation's success reaches it; 0: never
@@ -218,7 +218,7 @@ def _cpu_profile(task: str) -> dict:
             "augment": 6,
             "augment_ppo": False,
         },
-        "eval": {"every": 8, "episodes": 32, "final_episodes": 100},
+        "eval": {"every": 8, "episodes": 16, "final_episodes": 100},
         "checkpoint": {"every": 8},
     }
 
@@ -260,7 +260,7 @@ def _refine_profile(task: str) -> dict:
         "guide": 1.0,
         "guide_final": 0.0,
     }
-    profile["eval"] = {"every": 4, "episodes": 32, "final_episodes": 112}
+    profile["eval"] = {"every": 4, "episodes": 16, "final_episodes": 112}
     profile["checkpoint"] = {"every": 8}
     return profile | {"stages": _stages()}
 
@@ -285,7 +285,7 @@ def _stages() -> dict:
                 "guide": 1.0,
                 "guide_final": 0.25,
             },
-            "eval": {"every": 4, "episodes": 32, "final_episodes": 112},
+            "eval": {"every": 4, "episodes": 16, "final_episodes": 112},
             "checkpoint": {"every": 8, "keep": 1},
         },
         "refine": {

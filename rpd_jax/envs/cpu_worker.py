@@ -7,6 +7,7 @@ no JAX. Commands and answers are JSON: {"do": "make" | "attach" | "reset" | "set
 
 import faulthandler
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -88,6 +89,9 @@ class _Worker:
         torch.set_num_threads(1)
         from rpd_jax.envs.camera_task import states
 
+        # ManiSkill collects garbage whenever it rebuilds a scene. The libraries' own objects, which stay, are most of
+        # what that goes through, and of the time of a rebuild.
+        gc.freeze()
         for index in indices:
             self.current = index
             self.environments.append(_Environment(index, json.loads(json.dumps(task)), ignore_terminations))

@@ -52,8 +52,9 @@ class TrainingConsole(Console):
 
     def finish(self, results: Mapping, workdir: Path) -> None:
         """Prints the last line of a run."""
-        teacher = _success(results["teacher"]) if results["teacher"] else "not measured"
-        self.say(f"Done. Success: student {_success(results['student'])}, teacher {teacher}. Results: {workdir}")
+        student = _success(results["student"], "mean actions")
+        teacher = _success(results["teacher"], "its own actions") if results["teacher"] else "not measured"
+        self.say(f"Done. Success: student {student}, teacher {teacher}. Results: {workdir}")
 
 
 class TrainingProgress:
@@ -65,18 +66,18 @@ class TrainingProgress:
     def advance(self, numbers: Mapping[str, float]) -> None:
         """Counts one iteration, with the metrics it logged."""
         shown = {
-            "success": numbers.get("rollout/success"),
+            "success of sampled actions": numbers.get("rollout/success"),
             "distill": numbers.get("train/distill_loss"),
             "kl": numbers.get("train/approx_kl"),
-            "EVAL success": numbers.get("eval/success"),
+            "EVALUATION: success of mean actions": numbers.get("eval/success"),
         }
         values = {name: value for name, value in shown.items() if value is not None}
         self._progress.advance(numbers["time/total"], values)
 
 
-def _success(summary: Mapping[str, float]) -> str:
+def _success(summary: Mapping[str, float], actions: str) -> str:
     interval = f"{summary['success_low']:.0%} to {summary['success_high']:.0%}"
-    return f"{summary['success']:.0%} ({interval}, {summary['episodes']:.0f} episodes)"
+    return f"{summary['success']:.0%} ({interval}, {summary['episodes']:.0f} episodes of {actions})"
 
 
 def _listing(values: Mapping) -> str:
