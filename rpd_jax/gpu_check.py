@@ -36,6 +36,8 @@ _PAPER = (_CONFIG, "--config.profile=paper", "--config.teacher.checkpoint=octo-n
 # Environments in worker processes that draw by the GPU's or the CPU's Vulkan, teacher and student on the device.
 _WORKERS = (_CONFIG, "--config.profile=cpu", "--config.env.backend=cpu", "--config.teacher.eval_episodes=0")
 _PHYSX = "libPhysXGpu_64.so"
+# Where the tests marked gpu are: collecting all others needs what a GPU machine may lack.
+_TESTS = ("tests/rpd_jax/learning", "tests/rpd_jax/envs")
 _DEVICE = """
 import json, jax
 from rpd_jax.arithmetic import matmul_rate
@@ -96,7 +98,7 @@ def parts(workdir: Path) -> list[Part]:
     return [
         Part("device", _DEVICE, (), ()),
         Part("doctor", "rpd_jax.doctor", ("--hub_seconds=1",), ("--hub_seconds=0.1",)),
-        Part("tests", "pytest", ("-q", "-m", "gpu", "tests"), ("-q", "-m", "gpu", "tests/rpd_jax/learning"), 300.0),
+        Part("tests", "pytest", ("-q", "-m", "gpu", *_TESTS), ("-q", "-m", "gpu", *_TESTS[:1]), 300.0),
         Part(
             "learner",
             "rpd_jax.profile",
