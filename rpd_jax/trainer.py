@@ -18,8 +18,6 @@ from rpd_jax.acting.stage import Stage, iteration_keys
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.errors import UserError
 from rpd_jax.learning.algorithms import find_algorithm
-from rpd_jax.report.figures import plot_run
-from rpd_jax.report.stage_curves import plot_stages
 from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.run.directory import check_run, open_run
@@ -101,6 +99,9 @@ def _run_stages(stages: list[StagePlan], config: ConfigDict, console: TrainingCo
 
 def _plot(stages: list[StagePlan], path: Path) -> None:
     """Draws success over training."""
+    from rpd_jax.report.figures import plot_run  # here: with Matplotlib come seconds of imports
+    from rpd_jax.report.stage_curves import plot_stages
+
     config = stages[-1].config
     if len(stages) == 1:
         plot_run(stages[-1].directory, path)

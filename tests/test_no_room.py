@@ -12,7 +12,7 @@ from stopping import ROOT, train
 from rpd_jax.acting.video import write_video
 from rpd_jax.errors import no_room
 
-EVALUATE = ["--teacher=octo-nano", "--episodes=1", "--num_envs=1", "--config.env.workers=1"]
+EVALUATE = ["--teacher=octo-nano", "--episodes=1", "--num_envs=1", "--image_size=160", "--mesh_detail=0.07"]
 
 
 def run(command):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from scipy.stats import binomtest
 
 from rpd_jax.acting.chunks import ExecutedChunks
 from rpd_jax.envs.vector_env import VectorEnv
@@ -113,6 +112,8 @@ def run_episodes(
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     """Bounds of the 95% score interval of a success rate (Wilson 1927)."""
+    from scipy.stats import binomtest  # here: a second of imports
+
     low, high = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
 

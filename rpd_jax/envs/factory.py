@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from ml_collections import ConfigDict
 
 from rpd_jax.envs.task_arguments import check_task_arguments
@@ -70,6 +72,11 @@ def camera_arguments(env_config: ConfigDict) -> dict:
 
 
 def _has_cuda() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False  # no driver: what torch would say after seconds of imports
+
     import torch
 
     return torch.cuda.is_available()

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rpd_jax.run.wandb_log import WandbLog
 from rpd_jax.run.whole_file import write_whole
@@ -43,8 +44,10 @@ class MetricsLog:
         self._counter = counter
         self._file = path.open("a")
         (workdir / events).mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies of a full disk, and then its queue blocks for good.
-        self._events = EventsWriter(str(workdir / events / "events"))
+        # Neither tensorboardX, which imports torch, nor an EventFileWriter, whose thread swallows that a disk is full.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._events = RecordWriter((workdir / events / name).open("ab"))
+        self._write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._wandb = WandbLog(workdir, json.loads((workdir / "config.json").read_text())) if wandb else None
 
     def write(self, count: int, step: int, metrics: Mapping[str, float]) -> None:
@@ -59,10 +62,13 @@ class MetricsLog:
         event = Event(wall_time=time.time(), step=step)
         for name, value in values.items():
             event.summary.value.add(tag=name, simple_value=value)
-        self._events.write_event(event)
+        self._write_event(event)
         self._events.flush()
         if self._wandb is not None:
             self._wandb.write(step, values)
+
+    def _write_event(self, event: Event) -> None:
+        self._events.write(event.SerializeToString())
 
     def close(self) -> None:
         """Closes the files; what a full disk did not take is lost."""

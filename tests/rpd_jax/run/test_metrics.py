@@ -2,6 +2,7 @@ import json
 import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rpd_jax.run.metrics import MetricsLog
 from rpd_jax.run.stages import StageClock
@@ -27,6 +28,16 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
         (1, 128, 1.0),
         (2, 192, 20.0),
     ]
+
+
+def test_tensorboard_reads_what_was_written_before_and_after_a_stop(tmp_path):
+    for first in (0, 2):
+        log = MetricsLog(tmp_path, first)
+        for iteration in (first, first + 1):
+            log.write(iteration, 64 * (iteration + 1), {"loss": iteration / 2})
+        log.close()
+    read_back = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in read_back] == [(64, 0.0), (128, 0.5), (192, 1.0), (256, 1.5)]
 
 
 def test_stages_and_rest_add_up_to_the_total():
