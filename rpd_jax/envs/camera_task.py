@@ -8,25 +8,18 @@ import gymnasium as gym
 import mani_skill.envs  # noqa: F401  (registers the tasks)
 import sapien
 import torch
-from mani_skill.render.shaders import ShaderConfig
 from mani_skill.sensors.camera import CameraConfig, parse_camera_configs
 from mani_skill.utils import sapien_utils
 from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
 
 from rpd_jax.action_convention import CONTROL_MODE
 from rpd_jax.envs.mesh_detail import reduce_mesh_detail
+from rpd_jax.envs.shaders import rgba_shader
 from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import Task
 
 CAMERA_NAME = "human_camera"
-
-# ManiSkill's own transform drops alpha and so gives a strided view, which JAX refuses over DLPack.
-_RGBA_SHADER = ShaderConfig(
-    shader_pack="minimal",
-    texture_names={"Color": ["rgb"]},
-    texture_transforms={"Color": lambda rgba: {"rgba": rgba}},
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +66,7 @@ class _HumanCameraTask:
                 fov=human.fov if change.fov is None else change.fov,
                 near=human.near,
                 far=human.far,
-                shader_config=_RGBA_SHADER,
+                shader_config=rgba_shader(self.scene),
             )
         ]
 
