@@ -37,7 +37,7 @@ from octo_teacher.model.token_groups import TokenGroup
 from octo_teacher.octo_model import OctoModel, trace_sample_actions
 from octo_teacher.teacher import PRECISIONS, OctoTeacher
 from rpd_jax.action_convention import ACTION_DIM
-from rpd_jax.arithmetic import Work, count_traced, matmul_rate
+from rpd_jax.arithmetic import Work, count_traced, matmul_rate, timings
 from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
 
@@ -105,13 +105,7 @@ def random_model(name: str) -> OctoModel:
 
 def median_ms(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
     """Median time on the clock, and of the processor, of `call` after one warm-up call, milliseconds."""
-    jax.block_until_ready(call())
-    clock, processor = [], []
-    for _ in range(repeats):
-        start = time.perf_counter(), time.process_time()
-        jax.block_until_ready(call())
-        clock.append(time.perf_counter() - start[0])
-        processor.append(time.process_time() - start[1])
+    clock, processor = zip(*timings(call, repeats), strict=True)
     return 1e3 * statistics.median(clock), 1e3 * statistics.median(processor)
 
 
@@ -358,6 +352,13 @@ def format_row(row: Row) -> str:
     )
 
 
+_FORMATS: dict[type, Callable[[Any], str]] = {
+    Row: format_row,
+    Labelling: format_labelling,
+    Counted: format_counted,
+}
+
+
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("checkpoint", None, "A checkpoint folder, or hf://owner/name.", values)
@@ -392,8 +393,7 @@ def run(values: flags.FlagValues) -> None:
     with jax.profiler.trace(values.trace) if values.trace else nullcontext():
         for row in _measured(model, values):
             rows.append(row)
-            kinds = {Row: format_row, Labelling: format_labelling, Counted: format_counted}
-            line = kinds[type(row)](row)
+            line = _FORMATS[type(row)](row)
             print(line, file=sys.stderr if values.json else sys.stdout, flush=True)
     if values.json:
         print(json.dumps({"device": device.device_kind, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))

@@ -1,6 +1,5 @@
 """An Octo model as a teacher: labels camera frames with actions, as fast as the device allows."""
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,16 +25,12 @@ from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.action_convention import check_action_dim, choose_gripper, gripper_to_environment
 from rpd_jax.errors import UserError, out_of_memory
-from rpd_jax.teachers import check_frames
+from rpd_jax.teachers import check_frames, print_to_stderr
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MAX_CHUNK = 256
 # On a CPU larger batches only fall out of the cache.
 CPU_CHUNK = 16
-
-
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 class OctoTeacher:
@@ -107,7 +102,7 @@ class OctoTeacher:
 
     @classmethod
     def load(
-        cls, checkpoint: str | Path, *, say: Callable[[str], None] = _print_to_stderr, **kwargs: Any
+        cls, checkpoint: str | Path, *, say: Callable[[str], None] = print_to_stderr, **kwargs: Any
     ) -> "OctoTeacher":
         """Loads a teacher from a checkpoint folder or hf://owner/name; `kwargs` as for the class.
 
@@ -193,7 +188,7 @@ class OctoTeacher:
                 f"teacher.precision='bfloat16' ({str(error).splitlines()[0]})."
             ) from error
         self.chunk_size = frames // 2
-        _print_to_stderr(f"Octo: out of memory with {frames} frames at a time; continues with {self.chunk_size}.")
+        print_to_stderr(f"Octo: out of memory with {frames} frames at a time; continues with {self.chunk_size}.")
 
     def begin(
         self,

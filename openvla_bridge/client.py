@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from openvla_bridge.request import Request
-from openvla_bridge.team import Model, WorkerTeam, print_to_stderr
+from openvla_bridge.request import Model, Request
+from openvla_bridge.team import WorkerTeam
 from openvla_bridge.uniforms import frame_uniforms
 from rpd_jax.action_convention import ACTION_DIM
 from rpd_jax.errors import UserError
-from rpd_jax.teachers import check_frames
+from rpd_jax.teachers import check_frames, print_to_stderr
 
 
 class OpenVLATeacher:

@@ -2,9 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which model the workers load.
+
+    Attributes:
+        name: for messages, "OpenVLA".
+        kind: as `protocol` names it, "openvla".
+        checkpoint: a folder, or hf://owner/name.
+        precision: "float32" or "bfloat16".
+        options: what the kind's `load` takes besides.
+    """
+
+    name: str
+    kind: str
+    checkpoint: str
+    precision: str
+    options: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

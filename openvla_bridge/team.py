@@ -3,46 +3,21 @@
 import contextlib
 import dataclasses
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
-from typing import Any
 
 import numpy as np
 
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.replicas import Speed, split_by_speed, split_evenly
-from openvla_bridge.request import Known, Request
+from openvla_bridge.request import Known, Model, Request
 from openvla_bridge.ring import RingLayout
 from openvla_bridge.worker_process import SLOTS, WorkerProcess
 from rpd_jax.action_convention import GRIPPERS, check_action_dim, choose_gripper
 from rpd_jax.errors import UserError
-
-
-def print_to_stderr(text: str) -> None:
-    """Tells the user."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """Which model the workers load.
-
-    Attributes:
-        name: for messages, "OpenVLA".
-        kind: as `protocol` names it, "openvla".
-        checkpoint: a folder, or hf://owner/name.
-        precision: "float32" or "bfloat16".
-        options: what the kind's `load` takes besides.
-    """
-
-    name: str
-    kind: str
-    checkpoint: str
-    precision: str
-    options: dict[str, Any]
+from rpd_jax.teachers import print_to_stderr
 
 
 class WorkerTeam:
@@ -109,9 +84,7 @@ class WorkerTeam:
                 )
             for worker, device in zip(self._workers, devices, strict=True):
                 worker.greet()
-                worker.request_load(
-                    model.kind, model.checkpoint, device, model.precision, batch_size, threads, **model.options
-                )
+                worker.request_load(model, device, batch_size, threads)
             for worker in self._workers:
                 self.known = worker.wait_until_known()
             check_action_dim(self.known.action_dim, model.checkpoint)

@@ -18,7 +18,7 @@ import numpy as np
 
 from openvla_bridge import protocol
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.request import Known, Request
+from openvla_bridge.request import Known, Model, Request
 from openvla_bridge.ring import RingLayout, create_memory, map_slots
 from rpd_jax.workers.process import describe_end
 
@@ -94,26 +94,17 @@ class WorkerProcess:
                 "let both environments use the same openvla_bridge."
             )
 
-    def request_load(
-        self,
-        model: str,
-        checkpoint: str,
-        device: str,
-        precision: str,
-        batch_size: int,
-        threads: int | None = None,
-        **options: Any,
-    ) -> None:
+    def request_load(self, model: Model, device: str, batch_size: int, threads: int | None = None) -> None:
         """Tells the worker to load a model; `wait_until_known` and `wait_until_loaded` must follow."""
         self._send(
             "load",
-            model=model,
-            checkpoint=checkpoint,
+            model=model.kind,
+            checkpoint=model.checkpoint,
             device=device,
-            precision=precision,
+            precision=model.precision,
             batch_size=batch_size,
             threads=threads,
-            options=options,
+            options=model.options,
         )
 
     def wait_until_known(self) -> Known:

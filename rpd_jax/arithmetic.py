@@ -63,7 +63,7 @@ def count(function: Callable, *arguments: Any, platform: str = "cuda") -> Work:
 def count_traced(closed: Any, platform: str = "cuda") -> Work:
     """Counts one call of a trace, a ClosedJaxpr; see `count`."""
     work = _of_jaxpr(closed.jaxpr, "cuda" if platform == "gpu" else platform)
-    work.bytes += sum(map(_bytes, closed.in_avals)) + sum(map(_bytes, closed.out_avals))
+    work.bytes += sum(map(nbytes, closed.in_avals)) + sum(map(nbytes, closed.out_avals))
     return work
 
 
@@ -72,13 +72,18 @@ def matmul_rate(dtype: Any = jnp.float32, repeats: int = 5) -> float:
     size = 1024 if jax.default_backend() == "cpu" else 8192
     matrix = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(matrix, matrix))
-    seconds = []
+    return 2 * size**3 / min(clock for clock, _ in timings(lambda: product(matrix, matrix), repeats))
+
+
+def timings(call: Callable[[], Any], repeats: int) -> list[tuple[float, float]]:
+    """Seconds on the clock, and of the processor, of each of `repeats` calls after one that compiles."""
+    jax.block_until_ready(call())
+    found = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(product(matrix, matrix))
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+        clock, processor = time.perf_counter(), time.process_time()
+        jax.block_until_ready(call())
+        found.append((time.perf_counter() - clock, time.process_time() - processor))
+    return found
 
 
 def _of_jaxpr(jaxpr: Any, platform: str) -> Work:
@@ -126,8 +131,8 @@ def _inner(value: Any) -> Any:
 def _count_primitive(work: Work, equation: Any) -> None:
     name = equation.primitive.name
     outputs = [variable.aval for variable in equation.outvars]
-    moved = sum(_bytes(variable.aval) for variable in equation.invars) + sum(map(_bytes, outputs))
-    work.largest = max(map(_bytes, outputs), default=0)
+    moved = sum(nbytes(variable.aval) for variable in equation.invars) + sum(map(nbytes, outputs))
+    work.largest = max(map(nbytes, outputs), default=0)
     if name in ("dot_general", "conv_general_dilated"):
         left, right = (variable.aval for variable in equation.invars[:2])
         terms = _terms(name, equation.params, left, right)
@@ -136,7 +141,7 @@ def _count_primitive(work: Work, equation: Any) -> None:
     elif name in _SUMS:
         work.others, work.bytes = float(_size(equation.invars[0].aval)), moved
     elif name in _MOVES:
-        work.bytes = 2.0 * sum(map(_bytes, outputs)) if name in ("gather", "dynamic_slice") else moved
+        work.bytes = 2.0 * sum(map(nbytes, outputs)) if name in ("gather", "dynamic_slice") else moved
     else:
         work.others = float(sum(map(_size, outputs)))
 
@@ -154,6 +159,7 @@ def _size(aval: Any) -> int:
     return math.prod(getattr(aval, "shape", ()))
 
 
-def _bytes(aval: Any) -> int:
+def nbytes(aval: Any) -> int:
+    """Bytes of an array, or of what has its shape and type."""
     dtype = getattr(aval, "dtype", None)
     return _size(aval) * getattr(dtype, "itemsize", 0)

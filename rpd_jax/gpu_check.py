@@ -175,14 +175,8 @@ def main() -> None:
         found = {"device": _device(out), "tiny": _TINY.value, "versions": versions}
         found["parts"] = [dataclasses.asdict(outcome) for outcome in outcomes]
         (out / "gpu_check.json").write_text(json.dumps(found, indent=1))
-    table = Table(
-        "part",
-        "",
-        "s",
-        "last line",
-        title=f"gpu-check on {_device(out).get('device', 'no device')}",
-        title_justify="left",
-    )
+    title = f"gpu-check on {found['device'].get('device', 'no device')}"
+    table = Table("part", "", "s", "last line", title=title, title_justify="left")
     for outcome in outcomes:
         table.add_row(outcome.name, outcome.state, f"{outcome.seconds:.0f}", outcome.last)
     console.print(table)

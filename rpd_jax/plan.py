@@ -14,7 +14,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from rpd_jax.arithmetic import Work, count
+from rpd_jax.arithmetic import Work, count, nbytes, timings
 from rpd_jax.errors import UserError
 from rpd_jax.learning import schedules
 from rpd_jax.learning.learner import Learner, LearnerState
@@ -76,9 +75,15 @@ class Program:
     function: Callable
     arguments: tuple
 
+    def work(self, platform: str = "cuda") -> Work:
+        """What one call has to do."""
+        return count(self.function, *self.arguments, platform=platform)
+
 
 def student_programs(config: ConfigDict) -> list[Program]:
-    """The student's programs in an iteration of a resolved config."""
+    """The programs of the student in an iteration of a resolved config: acting, and an update that no KL ends."""
+    config = config.copy_and_resolve_references()
+    config.ppo.target_kl = 0.0
     ppo, network = config.ppo, ActorCritic.from_config(config.student)
     learner = Learner(network, config)
     steps, envs, size = ppo.rollout_steps, config.env.num_envs, config.env.image_size
@@ -122,28 +127,30 @@ def rollout_shapes(learner: Learner, steps: int, envs: int, size: int) -> Rollou
     )
 
 
-def label_work(architecture: str, batch: int, precision: str, samples: int) -> Work:
-    """Counts one call of a teacher of a published size, in the process that knows it."""
+def label_work(architecture: str, batch: int, samples: int) -> dict[str, Work]:
+    """Counts one call of a teacher of a published size in each precision, in the process that knows it."""
     command = (sys.executable, "-m", "octo_teacher.profile", f"--architecture={architecture}", f"--batch={batch}")
-    command += (f"--precision={precision}", f"--samples={samples}", "--count", "--json")
+    command += ("--precision=float32,bfloat16", f"--samples={samples}", "--count", "--json")
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_COUNT_SECONDS, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         last = (error.stderr or "no answer").strip().splitlines()[-1:]
         raise UserError(f"`{' '.join(command[1:])}` failed: {''.join(last)}") from error
-    (row,) = json.loads(answer.stdout)["rows"]
-    return Work(**row["work"])
+    return {row["precision"]: Work(**row["work"]) for row in json.loads(answer.stdout)["rows"]}
 
 
-def plan_table(config: ConfigDict, device: Device, architecture: str, chunk: int, measured: dict[str, float]) -> Table:
+def plan_table(
+    config: ConfigDict,
+    programs: list[Program],
+    device: Device,
+    architecture: str,
+    chunk: int,
+    measured: dict[str, float],
+) -> Table:
     """The table of an iteration: each program's work, its least time on `device`, and what was measured (ms)."""
     frames = config.env.num_envs * config.ppo.rollout_steps
-    rows = [
-        (program.name, program.calls, count(program.function, *program.arguments))
-        for program in student_programs(config)
-    ]
-    for precision in ("float32", "bfloat16"):
-        work = label_work(architecture, chunk, precision, config.distill.averaged)
+    rows = [(program.name, program.calls, program.work()) for program in programs]
+    for precision, work in label_work(architecture, chunk, config.distill.averaged).items():
         rows.append((f"label, {architecture}, {precision}", -(-frames // chunk), work))
     batch = f"{config.env.num_envs} x {config.ppo.rollout_steps} frames of {config.env.image_size} px"
     title = f"An iteration of {batch}, counted for an {device.name}"
@@ -165,44 +172,36 @@ def plan_table(config: ConfigDict, device: Device, architecture: str, chunk: int
     return table
 
 
-def memory_table(config: ConfigDict, device: Device) -> Table:
+def memory_table(config: ConfigDict, programs: list[Program], device: Device) -> Table:
     """What the student's side of an iteration keeps on the device, by the number of environments.
 
     "minibatch" is what the gradient keeps of one: its frames, and twice the results of its products.
     """
-    table = Table(
-        title=f"Memory of the student's side, GB (an {device.name} has {device.memory / 1e9:.0f})", title_justify="left"
-    )
+    title = f"Memory of the student's side, GB (an {device.name} has {device.memory / 1e9:.0f})"
+    table = Table(title=title, title_justify="left")
     for column in ("environments", "rollout", "student and Adam", "minibatch", "together"):
         table.add_column(column, justify="right")
+    _, update = programs
+    learner, rollout = update.arguments[:2]
+    state, of_one = (1e-9 * sum(map(nbytes, jax.tree.leaves(part))) for part in (learner, rollout))
+    of_one /= config.env.num_envs
+    network, size = ActorCritic.from_config(config.student), config.env.image_size
     for envs in ENVIRONMENTS:
-        changed = config.copy_and_resolve_references()
-        changed.env.num_envs = envs
-        _, update = student_programs(changed)
-        state, rollout = (1e-9 * sum(map(_bytes, jax.tree.leaves(part))) for part in update.arguments[:2])
         frames = envs * config.ppo.rollout_steps // config.ppo.num_minibatches
-        network, size = ActorCritic.from_config(config.student), config.env.image_size
-        rgb, params = _shape(frames, size, size, 3, dtype=jnp.uint8), update.arguments[0].params
-        forward = count(lambda params, rgb, network=network: network.apply(params, rgb, None), params, rgb)
-        minibatch = 2e-9 * forward.bytes
-        values = (rollout, state, minibatch, rollout + state + minibatch)
+        rgb = _shape(frames, size, size, 3, dtype=jnp.uint8)
+        minibatch = 2e-9 * count(lambda params, rgb: network.apply(params, rgb, None), learner.params, rgb).bytes
+        values = (envs * of_one, state, minibatch, envs * of_one + state + minibatch)
         table.add_row(str(envs), *(f"{value:.2f}" for value in values))
     return table
 
 
-def measure(config: ConfigDict, repeats: int = 3) -> dict[str, float]:
-    """Milliseconds in an iteration of each of the student's programs on this machine's device, on random arrays."""
-    found, whole = {}, config.copy_and_resolve_references()
-    whole.ppo.target_kl = 0.0  # random log densities would end the update at its first minibatch
-    for program in student_programs(whole):
-        arguments = jax.tree.map(_random, program.arguments)
-        jax.block_until_ready(program.function(*arguments))
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            jax.block_until_ready(program.function(*arguments))
-            seconds.append(time.perf_counter() - start)
-        found[program.name] = 1e3 * program.calls * statistics.median(seconds)
+def measure(programs: list[Program], repeats: int = 3) -> dict[str, float]:
+    """Milliseconds in an iteration of each program on this machine's device, on random arrays."""
+    found = {}
+    for program in programs:
+        call = functools.partial(program.function, *jax.tree.map(_random, program.arguments))
+        seconds = statistics.median(clock for clock, _ in timings(call, repeats))
+        found[program.name] = 1e3 * program.calls * seconds
     return found
 
 
@@ -219,7 +218,3 @@ def _random(leaf: Any) -> jax.Array:
 
 def _shape(*axes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(axes, dtype)
-
-
-def _bytes(leaf: Any) -> int:
-    return int(np.prod(leaf.shape)) * (leaf.dtype.itemsize if hasattr(leaf.dtype, "itemsize") else 0)

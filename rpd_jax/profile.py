@@ -24,7 +24,6 @@ from collections.abc import Iterator
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -34,11 +33,10 @@ from rich.table import Table
 from rpd_jax import plan, settings
 from rpd_jax.acting import collect
 from rpd_jax.acting.stage import Stage, iteration_keys
-from rpd_jax.arithmetic import count, matmul_rate
+from rpd_jax.arithmetic import matmul_rate
 from rpd_jax.command.line import read_config, run_command
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
-from rpd_jax.learning.learner import Learner
 from rpd_jax.workers.cost import cpu_seconds
 
 STAGES = ("simulate+render", "student acts", "label", "update")
@@ -89,7 +87,7 @@ class StageTimes:
         return time.process_time() + sum(map(cpu_seconds, self._pids))
 
 
-def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
+def measure(config: ConfigDict, iterations: int) -> StageTimes:
     """Runs 1 + `iterations` iterations of a resolved config and measures all but the first, which compiles."""
     root_key, num_steps = jax.random.key(config.seed), config.ppo.rollout_steps
     with contextlib.ExitStack() as stack:
@@ -107,25 +105,7 @@ def measure(config: ConfigDict, iterations: int) -> tuple[StageTimes, Learner]:
             times.clock["student acts"] += times.clock["simulate+render"] - envs.seconds
             times.clock["simulate+render"] = envs.seconds
             state, _ = stage.update(state, rollout, keys, coefficients, times)
-    return times, stage.learner
-
-
-def update_flops(config: ConfigDict, learner: Learner) -> float:
-    """Floating point operations of all forward and backward passes of an update that no target KL ends early."""
-    network, ppo = learner.network, config.ppo
-    rgb = jnp.zeros((1, network.image_size, network.image_size, 3), jnp.uint8) if network.sees_frames else None
-    state = jnp.zeros((1, 32)) if network.reads_state else None
-    params = jax.eval_shape(network.init, jax.random.key(0), rgb, state)
-
-    def loss(params):
-        mean, _, value = network.apply(params, rgb, state)
-        return mean.sum() + value.sum()
-
-    per_frame = count(jax.grad(loss), params, platform=jax.default_backend()).flops
-    frames = config.env.num_envs * ppo.rollout_steps
-    if learner.uses_replay:
-        frames += ppo.num_minibatches * config.distill.replay_batch
-    return ppo.update_epochs * frames * per_frame
+    return times
 
 
 def bound(config: ConfigDict, times: StageTimes, matmul_share: float) -> str:
@@ -164,10 +144,11 @@ _CHUNK = flags.DEFINE_integer("chunk", 256, "With --plan: frames that the teache
 
 def print_plan(config: ConfigDict) -> None:
     """Prints the tables of `plan`, and what was measured beside what was counted."""
-    measured = plan.measure(config) if _MEASURE.value else {}
+    programs = plan.student_programs(config)
+    measured = plan.measure(programs) if _MEASURE.value else {}
     console, device = Console(highlight=False, width=140), plan.DEVICES[_PLAN.value]
-    console.print(plan.plan_table(config, device, _TEACHER.value, _CHUNK.value, measured))
-    console.print(plan.memory_table(config, device))
+    console.print(plan.plan_table(config, programs, device, _TEACHER.value, _CHUNK.value, measured))
+    console.print(plan.memory_table(config, programs, device))
     if measured:
         console.print(f"Measured on {jax.devices()[0].device_kind}.")
 
@@ -183,9 +164,10 @@ def main() -> None:
             "and set what the stage has, such as student.observation=state."
         )
     settings.check_machine(config)
-    times, learner = measure(config, _ITERATIONS.value)
+    times = measure(config, _ITERATIONS.value)
     iterations = _ITERATIONS.value
-    share = update_flops(config, learner) * iterations / times.clock["update"] / matmul_rate()
+    _, update = plan.student_programs(config)
+    share = update.work(jax.default_backend()).flops * iterations / times.clock["update"] / matmul_rate()
     total, batch = sum(times.clock.values()), config.env.num_envs * config.ppo.rollout_steps
     device = jax.devices()[0].device_kind
     title = f"An iteration of {batch} frames, profile {config.profile}, {os.cpu_count()} cores, {device}"

@@ -1,5 +1,6 @@
 """What a teacher is, and how one is found by name. Imports no teacher."""
 
+import sys
 from collections.abc import Callable
 from typing import Protocol
 
@@ -78,6 +79,11 @@ def sees_state(teacher: Teacher) -> bool:
 def look(teacher: Teacher, state: Array | None) -> dict[str, Array]:
     """The arguments of `act` and `begin` that only some teachers take: the state, for those that see it."""
     return {"state": state} if sees_state(teacher) else {}
+
+
+def print_to_stderr(text: str) -> None:
+    """Tells the user, where a teacher is not told whom to tell."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def check_frames(rgb: Array) -> None:

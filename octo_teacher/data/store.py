@@ -27,6 +27,7 @@ from octo_teacher.data.episodes import Demo
 from octo_teacher.data.left_out import Tally, kept
 from octo_teacher.data.readers import action_meaning, read_demos, source_files
 from rpd_jax.errors import UserError
+from rpd_jax.run.cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 2
@@ -34,7 +35,7 @@ _VERSION = 2
 
 def default_cache() -> Path:
     """$XDG_CACHE_HOME/rpd_jax/demos, or ~/.cache/rpd_jax/demos."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rpd_jax" / "demos"
+    return cache_folder("demos")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ the weights are multiplied by black and the frames are the same, bit for bit.
 
 import functools
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import sapien
 from mani_skill.envs.scene import ManiSkillScene
 from mani_skill.render.shaders import ShaderConfig, set_shader_pack
+
+from rpd_jax.run.cache import cache_folder
 
 _TABLE = "samplerBRDFLUT"
 _LOOK_UP = "texture(samplerBRDFLUT, vec2(roughness, dotNV)).xy"
@@ -66,7 +67,7 @@ def _drop_table(shader: str) -> str:
 
 def _kept(texts: dict[str, str]) -> Path:
     digest = hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()[:20]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rpd_jax" / "shaders" / digest
+    folder = cache_folder("shaders") / digest
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent))

@@ -1,6 +1,5 @@
 """A policy behind openpi's WebSocket as a teacher: implements `rpd_jax.teachers.Teacher`."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,11 +15,7 @@ from rpd_jax.policy_server.api_key import read_api_key
 from rpd_jax.policy_server.connections import Batch, Connections
 from rpd_jax.policy_server.observation import ObservationMap
 from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES, SEEDED, STEPS
-from rpd_jax.teachers import check_frames
-
-
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+from rpd_jax.teachers import check_frames, print_to_stderr
 
 
 class PolicyServerTeacher:
@@ -62,7 +57,7 @@ class PolicyServerTeacher:
         api_key: str | None = None,
         start_timeout: float = 1800.0,
         request_timeout: float = 600.0,
-        say: Callable[[str], None] = _print_to_stderr,
+        say: Callable[[str], None] = print_to_stderr,
     ):
         if not addresses:
             raise UserError("teacher.address='' names no policy server: give one, such as ws://127.0.0.1:8000.")

@@ -15,7 +15,7 @@ from tiny_openvla import IMAGE_SIZE
 from configs import default
 from openvla_bridge import profile
 from openvla_bridge.model.policy import OpenVLAPolicy
-from openvla_bridge.request import Known, Request
+from openvla_bridge.request import Known, Model, Request
 from openvla_bridge.ring import RingLayout
 from openvla_bridge.worker_process import WorkerProcess
 from rpd_jax import settings
@@ -122,7 +122,8 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batch_and_says_so(checkpoin
     worker = WorkerProcess("worker", request_timeout=300.0, say=told.append)
     try:
         worker.greet()
-        worker.request_load("openvla", str(checkpoint), "cpu", "float32", 16, 1, unnorm_key=None)
+        model = Model("OpenVLA", "openvla", str(checkpoint), "float32", {"unnorm_key": None})
+        worker.request_load(model, "cpu", 16, 1)
         assert worker.wait_until_known() == Known(7, {"q01": 0.0, "q99": 1.0})
         assert worker.wait_until_loaded() == 1
         frames = np.random.default_rng(1).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from rpd_jax.evaluate.trained_student import TrainedStudent
 from rpd_jax.export.policy import export_program
 from rpd_jax.learning import schedules
 from rpd_jax.learning.learner import Learner
-from rpd_jax.learning.rollout import Rollout
+from rpd_jax.plan import rollout_shapes
 from rpd_jax.student import convolution
 from rpd_jax.student.networks import ActorCritic
 
@@ -49,19 +49,7 @@ def assert_convolutions_for_cuda_only(text_for):
 
 
 def test_update(learner, state):
-    vector, matrix = jnp.zeros(ENVS), jnp.zeros((STEPS, ENVS))
-    rollout = Rollout(
-        rgb=FRAMES,
-        state=None,
-        actions=jnp.zeros((STEPS, ENVS, 7)),
-        logprobs=matrix,
-        values=matrix,
-        rewards=matrix,
-        dones=matrix,
-        next_done=vector,
-        next_value=vector,
-        final_values=matrix,
-    )
+    rollout = rollout_shapes(learner, STEPS, ENVS, SIZE)
     coefficients = schedules.coefficients(learner.config, 0)
     arguments = state, rollout, jax.random.key(0), coefficients, None, None
     update = jax.jit(lambda *arguments: learner._update(*arguments, per_minibatch=False))
