@@ -6,6 +6,7 @@ All state belongs to one thread with an event loop; the callers' thread hands re
 import asyncio
 import dataclasses
 import errno
+import math
 import os
 import threading
 import time
@@ -68,10 +69,13 @@ class Batch:
 
 @dataclasses.dataclass(eq=False)
 class _Request:
+    """A message to be sent; `lost` counts servers that went away with it, the last one at `lost_at` (seconds)."""
+
     batch: Batch
     index: int
     late_at: list[str] = dataclasses.field(default_factory=list)
     lost: int = 0
+    lost_at: float = -math.inf
 
 
 class Connections:
@@ -181,9 +185,10 @@ class Connections:
                 socket = await self._connect(address, before)
                 self._connected[address] += 1
                 await self._tell()
+                made_at = time.monotonic()
                 try:
                     while True:
-                        await self._exchange(socket, address, await self._next(address))
+                        await self._exchange(socket, address, made_at, await self._next(address))
                 except Lost as loss:
                     before = f"{loss}, and then "
                     if address not in self._told_lost:
@@ -315,8 +320,12 @@ class Connections:
                         return request
                 await self._news.wait()
 
-    async def _exchange(self, socket: ClientConnection, address: str, request: _Request) -> None:
-        """Asks one request; where the connection is lost instead of an answer, the request waits again."""
+    async def _exchange(self, socket: ClientConnection, address: str, made_at: float, request: _Request) -> None:
+        """Asks one request; where the connection is lost instead of an answer, the request waits again.
+
+        Args:
+            made_at: time.monotonic() when the connection was made.
+        """
         batch = request.batch
         if id(batch) not in self._batches:
             return
@@ -330,7 +339,10 @@ class Connections:
             loss = Lost(f"no answer within {seconds}") if late else self._explained(error, address)
             if isinstance(loss, Lost):
                 self._waiting.appendleft(request)
-                self._check_tries(request, address, late=late)
+                if late:
+                    _count_late(request, address, seconds)
+                else:
+                    _count_lost(request, address, made_at)
             raise loss from None
         batch.take(request.index, answer, address)
         batch.unanswered -= 1
@@ -338,22 +350,26 @@ class Connections:
             del self._batches[id(batch)]
             batch.done.set_result(None)
 
-    def _check_tries(self, request: _Request, address: str, *, late: bool) -> None:
-        if late:
-            request.late_at.append(address)
-            if len(request.late_at) == _TRIES:
-                raise UserError(
-                    f"{', '.join(dict.fromkeys(request.late_at))} did not answer within "
-                    f"teacher.request_timeout={self._request_timeout:g} seconds, {_TRIES} times with the same frame: "
-                    "raise it, or see what that server does."
-                )
-        else:
-            request.lost += 1
-            if request.lost == _TRIES:
-                raise UserError(
-                    f"{address} closed the connection instead of an answer, {_TRIES} times with the same frame: see "
-                    "what that server says."
-                )
+
+def _count_late(request: _Request, address: str, seconds: str) -> None:
+    request.late_at.append(address)
+    if len(request.late_at) == _TRIES:
+        raise UserError(
+            f"{', '.join(dict.fromkeys(request.late_at))} did not answer within {seconds}, {_TRIES} times with the "
+            "same frame: raise it, or see what that server does."
+        )
+
+
+def _count_lost(request: _Request, address: str, made_at: float) -> None:
+    """A server that goes away takes all its connections along: those made before the last loss count with it."""
+    if made_at <= request.lost_at:
+        return
+    request.lost, request.lost_at = request.lost + 1, time.monotonic()
+    if request.lost == _TRIES:
+        raise UserError(
+            f"{address} closed the connection instead of an answer, {_TRIES} times with the same frame: see what that "
+            "server says."
+        )
 
 
 def _content(frame: bytes | str, address: str) -> Any:
