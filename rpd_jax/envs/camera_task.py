@@ -13,13 +13,17 @@ from mani_skill.utils import sapien_utils
 from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
 
 from rpd_jax.action_convention import CONTROL_MODE
+from rpd_jax.envs.backdrop import Backdrop
 from rpd_jax.envs.mesh_detail import reduce_mesh_detail
-from rpd_jax.envs.shaders import rgba_shader
+from rpd_jax.envs.shaders import knows_marks, rgba_shader
 from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import Task
 
 CAMERA_NAME = "human_camera"
+
+# Actors that ManiSkill's own tasks leave where they are.
+_STILL = ("ground", "table-workspace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +44,21 @@ class CameraChange:
 class _HumanCameraTask:
     """Mixin over a ManiSkill task class; see `make_task_env`."""
 
-    def __init__(self, *args, image_size: int, look_at, camera_change: CameraChange, mesh_detail: float, **kwargs):
+    def __init__(
+        self,
+        *args,
+        image_size: int,
+        look_at,
+        camera_change: CameraChange,
+        mesh_detail: float,
+        still: tuple[str, ...],
+        **kwargs,
+    ):
         self._image_size = image_size
         self._look_at = look_at
         self._camera_change = camera_change
         self._mesh_detail = mesh_detail
+        self._still = still
         self.drawing = True  # False: observations hold the state alone
         super().__init__(*args, **kwargs)
 
@@ -66,7 +80,7 @@ class _HumanCameraTask:
                 fov=human.fov if change.fov is None else change.fov,
                 near=human.near,
                 far=human.far,
-                shader_config=rgba_shader(self.scene),
+                shader_config=rgba_shader(self.scene, self._marks, bool(self._still)),
             )
         ]
 
@@ -79,7 +93,13 @@ class _HumanCameraTask:
         # Sensors do not see hidden objects; PickCube's goal is one and the policy needs it.
         self._hidden_objects = []
         if self._mesh_detail < 1.0:
-            reduce_mesh_detail(self.scene, self._mesh_detail)
+            reduce_mesh_detail(self.scene, self._mesh_detail, self._marks)
+        self._backdrop = None
+
+    @property
+    def _marks(self) -> bool:
+        """True if the shaders draw marked materials."""
+        return self.backend.render_device.is_cpu() and knows_marks()
 
     def _setup_sensors(self, options: dict):
         super()._setup_sensors(options)
@@ -90,7 +110,16 @@ class _HumanCameraTask:
         return {}
 
     def _get_obs_sensor_data(self, apply_texture_transforms: bool = True):
-        return super()._get_obs_sensor_data(apply_texture_transforms) if self.drawing else {}
+        if not self.drawing:
+            return {}
+        draw = functools.partial(super()._get_obs_sensor_data, apply_texture_transforms)
+        data = draw()
+        if self._marks and self._still:
+            if self._backdrop is None:
+                self._backdrop = Backdrop(self.scene, self._still)
+            camera = data[CAMERA_NAME]
+            camera["rgba"] = self._backdrop.behind(camera["rgba"], lambda: draw()[CAMERA_NAME]["rgba"])
+        return data
 
     def _get_obs_agent(self):
         return super()._get_obs_agent() if self.obs_mode_struct.state else {}
@@ -160,6 +189,8 @@ def make_task_env(
         look_at=task.look_at,
         camera_change=camera or CameraChange(),
         mesh_detail=mesh_detail,
+        # What a task from elsewhere does with them is not known.
+        still=() if task.module else _STILL,
     )
     return TimeLimitWrapper(env, task.max_episode_steps if max_episode_steps is None else max_episode_steps)
 

@@ -6,14 +6,16 @@ import fast_simplification
 import numpy as np
 import sapien.render
 
+from rpd_jax.envs.shaders import FLAT
+
 # Below this a part has nothing to spare: SAPIEN refuses a mesh that collapsed to nothing.
 _KEEP_WHOLE = 300
 
-# One shape per original mesh and fraction; clones of a shape share its buffers.
-_simplified: dict[tuple[str, float], sapien.render.RenderShapeTriangleMesh] = {}
+# One shape per original mesh, fraction and way of shading; clones of a shape share its buffers.
+_simplified: dict[tuple[str, float, bool], sapien.render.RenderShapeTriangleMesh] = {}
 
 
-def reduce_mesh_detail(scene, fraction: float) -> None:
+def reduce_mesh_detail(scene, fraction: float, marks: bool = False) -> None:
     """Keeps about `fraction` of the triangles of all robots' visual meshes, and makes a flat ground of two triangles.
 
     Quadric edge collapse (Garland and Heckbert, 1997) on each part of at least 300 triangles; the result is shaded
@@ -22,11 +24,12 @@ def reduce_mesh_detail(scene, fraction: float) -> None:
     Args:
         scene: ManiSkillScene.
         fraction: in (0, 1).
+        marks: the shaders know the mark FLAT: triangles share their vertices then, of which each is shaded once.
     """
     for articulation in scene.articulations.values():
         for link in articulation.links:
             for body in link._objs:
-                _replace_shapes(body.entity, lambda shape: _simplify_shape(shape, fraction))
+                _replace_shapes(body.entity, lambda shape: _simplify_shape(shape, fraction, marks))
     if "ground" in scene.actors:
         for entity in scene.actors["ground"]._objs:
             _replace_shapes(entity, _flatten_shape)
@@ -47,7 +50,7 @@ def _replace_shapes(entity, simplify) -> None:
     entity.add_component(replacement)
 
 
-def _simplify_shape(shape, fraction: float) -> list:
+def _simplify_shape(shape, fraction: float, marks: bool) -> list:
     if not isinstance(shape, sapien.render.RenderShapeTriangleMesh):
         return [shape.clone()]
     if all(len(part.triangles) < _KEEP_WHOLE or _is_textured(part) for part in shape.parts):
@@ -55,7 +58,7 @@ def _simplify_shape(shape, fraction: float) -> list:
     simplified = []
     for part in shape.parts:
         whole = len(part.triangles) < _KEEP_WHOLE or _is_textured(part)
-        prototype = _simplify_part(part, 1.0 if whole else fraction)
+        prototype = _simplify_part(part, 1.0 if whole else fraction, marks)
         clone = prototype.clone()
         clone.local_pose = shape.local_pose
         clone.scale = shape.scale
@@ -69,22 +72,34 @@ def _is_textured(part) -> bool:
     return material.base_color_texture is not None or material.normal_texture is not None
 
 
-def _simplify_part(part, fraction: float) -> sapien.render.RenderShapeTriangleMesh:
+def _marked_flat(material) -> sapien.render.RenderMaterial:
+    """A copy of a material without textures."""
+    names = ("base_color", "emission", "metallic", "roughness", "specular", "transmission", "transmission_roughness")
+    marked = sapien.render.RenderMaterial()
+    for name in names:
+        setattr(marked, name, getattr(material, name))
+    marked.ior = FLAT
+    return marked
+
+
+def _simplify_part(part, fraction: float, marks: bool) -> sapien.render.RenderShapeTriangleMesh:
     material = part.material
     look = (material.base_color, material.metallic, material.roughness, material.specular)
     digest = hashlib.sha1(part.vertices.tobytes() + part.triangles.tobytes() + repr(look).encode()).hexdigest()
-    key = (digest, fraction)
+    key = (digest, fraction, marks)
     if key not in _simplified:
         if fraction == 1.0:
             arrays = part.vertices, part.triangles, part.get_vertex_normal(), part.get_vertex_uv()
         else:
-            arrays = _collapse_edges(part.vertices, part.triangles, fraction)
+            points, faces = _collapse_edges(part.vertices, part.triangles, fraction)
+            arrays = _without_normals(points, faces) if marks else _with_normals(points, faces)
+            material = _marked_flat(material) if marks else material
         _simplified[key] = sapien.render.RenderShapeTriangleMesh(*arrays, material)
     return _simplified[key]
 
 
-def _collapse_edges(vertices: np.ndarray, triangles: np.ndarray, fraction: float) -> tuple[np.ndarray, ...]:
-    """Returns vertices [3K, 3], triangles [K, 3], normals [3K, 3], uvs [3K, 2] of a flat-shaded mesh."""
+def _collapse_edges(vertices: np.ndarray, triangles: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns points float32 [P, 3] and faces [K, 3] of a mesh with about `fraction` of the triangles."""
     # Flat shading stores a vertex once per face: without welding there are no shared edges to collapse.
     _, first, welded = np.unique(
         np.round(vertices * 1e5).astype(np.int64), axis=0, return_index=True, return_inverse=True
@@ -94,16 +109,37 @@ def _collapse_edges(vertices: np.ndarray, triangles: np.ndarray, fraction: float
         welded.reshape(-1)[triangles].astype(np.int32),
         target_reduction=1.0 - fraction,
     )
-    corners = points[faces].astype(np.float32)
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    area = np.linalg.norm(normals, axis=1)
-    corners, normals = corners[area > 0], normals[area > 0] / area[area > 0, None]
-    count = len(corners)
+    points = points.astype(np.float32)
+    return points, faces[np.linalg.norm(_normals(points, faces), axis=1) > 0]
+
+
+def _normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """float32 [K, 3], as long as twice the area."""
+    corners = points[faces]
+    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+
+
+def _with_normals(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns vertices [3K, 3], triangles [K, 3], normals [3K, 3], uvs [3K, 2] of a flat-shaded mesh."""
+    normals = _normals(points, faces)
+    count = len(faces)
     return (
-        corners.reshape(-1, 3),
+        points[faces].reshape(-1, 3),
         np.arange(3 * count, dtype=np.uint32).reshape(-1, 3),
-        np.repeat(normals, 3, axis=0),
+        np.repeat(normals / np.linalg.norm(normals, axis=1, keepdims=True), 3, axis=0),
         np.zeros((3 * count, 2), np.float32),
+    )
+
+
+def _without_normals(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns vertices [V, 3], triangles [K, 3], and normals [V, 3] and uvs [V, 2] that nothing reads."""
+    used, triangles = np.unique(faces, return_inverse=True)
+    count = len(used)
+    return (
+        points[used],
+        triangles.reshape(-1, 3).astype(np.uint32),
+        np.tile(np.array([0, 0, 1], np.float32), (count, 1)),
+        np.zeros((count, 2), np.float32),
     )
 
 
