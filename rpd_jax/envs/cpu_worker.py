@@ -5,6 +5,7 @@ no JAX. Commands and answers are JSON: {"do": "make" | "attach" | "reset" | "set
 {"ok": ...} or {"error": traceback, "env": index}. SIGUSR1 makes it write to stderr where it is.
 """
 
+import ctypes
 import faulthandler
 import fcntl
 import gc
@@ -97,6 +98,7 @@ class _Worker:
             self.environments.append(_Environment(index, json.loads(json.dumps(task)), ignore_terminations))
         self.current = indices[0]
         obs, _ = self.environments[0].env.reset()
+        _return_freed_memory()
         return {"state_dim": states(obs).shape[1]}
 
     def attach(self, num_envs: int, image_size: int, state_dim: int) -> None:
@@ -121,6 +123,13 @@ class _Worker:
         for environment in self.environments:
             self.current = environment.index
             environment.step(self.arrays)
+
+
+def _return_freed_memory() -> None:
+    """Gives back what reading and simplifying meshes needed: 40 MB in most tasks, 260 MB in StackCube."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def die_with_parent(lifeline: int) -> None:
