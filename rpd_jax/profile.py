@@ -15,6 +15,7 @@ if __name__ == "__main__":
     listen()
 
 import contextlib
+import json
 import math
 import os
 import time
@@ -37,7 +38,7 @@ from rpd_jax.arithmetic import matmul_rate
 from rpd_jax.command.line import read_config, run_command
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
-from rpd_jax.workers.cost import cpu_seconds
+from rpd_jax.workers.cost import cpu_seconds, peak_mib
 
 STAGES = ("simulate+render", "student acts", "label", "update")
 _BUSY = 0.7  # of the cores that could work: from here on a stage is bound by them
@@ -63,7 +64,13 @@ class TimedEnvs:
 
 
 class StageTimes:
-    """Seconds on the clock, and of the processor, of this process and of `pids`, by stage."""
+    """Seconds on the clock, and of the processor, of this process and of `pids`, by stage.
+
+    Attributes:
+        peak_mib: the sum of the most MiB that each of them had in memory.
+    """
+
+    peak_mib = math.nan
 
     def __init__(self, pids: list[int]):
         self._pids = pids
@@ -105,6 +112,7 @@ def measure(config: ConfigDict, iterations: int) -> StageTimes:
             times.clock["student acts"] += times.clock["simulate+render"] - envs.seconds
             times.clock["simulate+render"] = envs.seconds
             state, _ = stage.update(state, rollout, keys, coefficients, times)
+        times.peak_mib = sum(map(peak_mib, [os.getpid(), *getattr(envs, "worker_pids", [])]))
     return times
 
 
@@ -135,6 +143,7 @@ def bound(config: ConfigDict, times: StageTimes, matmul_share: float) -> str:
 
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: a file of configs/.")
+_JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the table, with the peak of the memory.")
 _ITERATIONS = flags.DEFINE_integer("iterations", 1, "Iterations to measure, after one that compiles.", lower_bound=1)
 _PLAN = flags.DEFINE_enum("plan", None, sorted(plan.DEVICES), "Count what an iteration would cost on such a GPU.")
 _MEASURE = flags.DEFINE_bool("measure", False, "With --plan: run the student's programs on this machine's device too.")
@@ -166,6 +175,12 @@ def main() -> None:
     settings.check_machine(config)
     times = measure(config, _ITERATIONS.value)
     iterations = _ITERATIONS.value
+    if _JSON.value:
+        stages = {name: times.clock[name] / iterations for name in STAGES}
+        frames = config.env.num_envs * config.ppo.rollout_steps
+        numbers = {"stages": stages, "seconds": sum(stages.values()), "frames": frames, "peak_mib": times.peak_mib}
+        print(json.dumps(numbers))
+        return
     _, update = plan.student_programs(config)
     share = update.work(jax.default_backend()).flops * iterations / times.clock["update"] / matmul_rate()
     total, batch = sum(times.clock.values()), config.env.num_envs * config.ppo.rollout_steps

@@ -14,7 +14,7 @@ PACKAGES = ("rpd_jax", "octo_teacher", "openvla_bridge")
 # Top floor first; rooms on one floor do not see each other. The picture with words: docs/extending.md.
 FLOORS = {
     "rpd_jax": (
-        ("trainer", "gpu_check"),
+        ("trainer", "gpu_check", "growth"),
         ("stages",),
         ("sweep",),
         ("report", "export", "serve"),

@@ -15,6 +15,15 @@ def anonymous_mib(pid: int) -> float:
     return _smaps_mib(pid, "Anonymous:")
 
 
+def peak_mib(pid: int) -> float:
+    """Returns the most MiB that a process had in memory at a time; NaN where /proc does not tell."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
+    except (OSError, StopIteration):
+        return NAN
+
+
 def _smaps_mib(pid: int, field: str) -> float:
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:

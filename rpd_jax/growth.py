@@ -1,0 +1,160 @@
+r"""How the cost of an iteration grows with a run's settings, as a table and a plot.
+
+    python -m rpd_jax.growth --config=configs/push_cube_sparse.py -o growth/ [--quick] [--rows=env.num_envs] ...
+
+Changes one setting at a time, the others as the config has them, and measures each in a process of its own: seconds of
+a few iterations (`rpd_jax.profile`), divided by the frames that they collected, and the most memory that the process
+and its environments' workers had together (the sum of their peaks). "order" is the power of the setting with which the
+time of an iteration, and the memory, grew since the row before: 1 is linear, 0 is no growth. A setting that the machine
+has no room for is a row without numbers. Iterations are of --rollout_steps steps of each environment.
+"""
+
+from rpd_jax.run.stop import listen
+
+if __name__ == "__main__":
+    listen()
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rpd_jax.command.flag_kinds import define_numbers
+from rpd_jax.command.line import run_command
+from rpd_jax.errors import UserError
+from rpd_jax.run.whole_file import write_json
+
+# Each setting with its values, and with those of --quick.
+ROWS = {
+    "env.num_envs": ((4, 8, 16, 32, 64, 128), (2, 4)),
+    "env.image_size": ((64, 96, 128, 192, 256), (40, 64)),
+    "env.workers": ((1, 2), (1, 2)),
+    "distill.averaged": ((1, 2, 4, 10), (1, 4)),
+    "distill.replay": ((0, 10_000, 30_000, 100_000), (0, 512)),
+}
+# Settings that go with another one.
+_TOGETHER = {
+    "env.image_size": lambda size: {"student.image_size": size},
+    "distill.replay": lambda rows: {} if rows else {"distill.replay_batch": 0, "distill.replay_coef": 0.0},
+}
+_QUICK = {"env.num_envs": 2, "env.image_size": 40, "student.image_size": 40, "env.workers": 1, "distill.replay": 512}
+_STAGES = ("simulate+render", "student acts", "label", "update")
+
+_CONFIG = flags.DEFINE_string("config", "configs/push_cube_sparse.py", "The settings: a file of configs/.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for growth.json and growth.png.", short_name="o", required=True)
+_ROWS = flags.DEFINE_list("rows", list(ROWS), "Settings to change.")
+_QUICK_MODE = flags.DEFINE_bool("quick", False, "Two small values of each setting, two environments of 40 px.")
+_ITERATIONS = flags.DEFINE_integer("iterations", 2, "Iterations to measure, after one that compiles.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("rollout_steps", 32, "Steps of each environment in an iteration.", lower_bound=1)
+define_numbers("values", (0,), "Instead of the values of the one setting in --rows; 0: those.", least=0)
+
+
+def measure(config: str, settings: dict[str, float], iterations: int) -> dict[str, float] | None:
+    """Seconds of each stage for one iteration, frames, and peak MiB, of a config with `settings`; None without room.
+
+    Raises:
+        UserError: the settings are refused.
+    """
+    changes = [f"--config.{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "rpd_jax.profile", f"--config={config}", f"--iterations={iterations}", "--json"]
+    outcome = subprocess.run([*command, *changes], capture_output=True, text=True)
+    if outcome.returncode == 0:
+        return json.loads(outcome.stdout.splitlines()[-1])
+    said = outcome.stderr.strip().splitlines()
+    if outcome.returncode < 0 or "memory" in outcome.stderr.lower():
+        return None
+    raise UserError(said[-1].removeprefix("error: ") if said else f"{' '.join(command)} failed.")
+
+
+def orders(rows: list[dict], of: str) -> list[float]:
+    """The power of the setting with which `of` grew from the row before; NaN for the first, and from or to nothing.
+
+    Args:
+        rows: with the setting's "value"; those without numbers hold no `of`.
+        of: what grew.
+    """
+    found = [math.nan]
+    for before, row in itertools.pairwise(rows):
+        first, value, had, has = before["value"], row["value"], before.get(of, 0.0), row.get(of, 0.0)
+        found.append(math.log(has / had) / math.log(value / first) if min(first, had, has) > 0 else math.nan)
+    return found
+
+
+def grown(name: str, values: list[float], console: Console) -> list[dict]:
+    """Measures every value of one setting."""
+    rows = []
+    for value in values:
+        settings = {"ppo.rollout_steps": _STEPS.value, **(_QUICK if _QUICK_MODE.value else {})}
+        settings |= {name: value, **_TOGETHER.get(name, lambda _: {})(value)}
+        numbers = measure(_CONFIG.value, settings, _ITERATIONS.value)
+        rows.append({"value": value, **(numbers or {})})
+        console.print(f"{name}={value}: " + (f"{numbers['seconds']:.2f} s" if numbers else "no room"), markup=False)
+    return rows
+
+
+def main() -> None:
+    unknown = [name for name in _ROWS.value if name not in ROWS]
+    if unknown:
+        raise UserError(f"--rows={','.join(unknown)}: a setting that grows is one of {', '.join(ROWS)}.")
+    chosen = [value for value in flags.FLAGS.values if value] if len(_ROWS.value) == 1 else []
+    console = Console(highlight=False, width=120)
+    output = Path(_OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name in _ROWS.value:
+        found[name] = grown(name, chosen or list(ROWS[name][_QUICK_MODE.value]), console)
+        write_json(output / "growth.json", found)
+    for name, rows in found.items():
+        console.print(_table(name, rows))
+    plot(found, output / "growth.png")
+    console.print(f"Written: {output / 'growth.json'}, {output / 'growth.png'}", markup=False)
+
+
+def _table(name: str, rows: list[dict]) -> Table:
+    title = f"{name}: seconds of an iteration"
+    table = Table(name, *_STAGES, "total", "ms/frame", "order", "peak MiB", "order", title=title, box=box.SIMPLE)
+    for row, time_order, memory_order in zip(rows, orders(rows, "seconds"), orders(rows, "peak_mib"), strict=True):
+        if "seconds" not in row:
+            table.add_row(f"{row['value']:g}", *[""] * len(_STAGES), "no room")
+            continue
+        stages = [f"{row['stages'][stage]:.2f}" for stage in _STAGES]
+        cost = f"{row['seconds'] / row['frames'] * 1e3:.1f}"
+        powers = ["" if math.isnan(order) else f"{order:.2f}" for order in (time_order, memory_order)]
+        memory = f"{row['peak_mib']:.0f}"
+        table.add_row(f"{row['value']:g}", *stages, f"{row['seconds']:.2f}", cost, powers[0], memory, powers[1])
+    return table
+
+
+def plot(found: dict[str, list[dict]], path: Path) -> None:
+    """Draws a column for each setting: seconds of an iteration by stage above, peak memory below."""
+    from rpd_jax.report.figures import PALETTE, plt, replacing
+
+    figure, grid = plt.subplots(2, len(found), figsize=(3.2 * len(found), 5.4), layout="constrained", squeeze=False)
+    for column, (name, rows) in zip(grid.T, found.items(), strict=True):
+        rows = [row for row in rows if "seconds" in row]
+        values = [row["value"] for row in rows]
+        for stage, colour in zip(_STAGES, PALETTE, strict=False):
+            column[0].plot(values, [row["stages"][stage] for row in rows], color=colour, marker="o", label=stage)
+        column[0].plot(values, [row["seconds"] for row in rows], color="0.35", linestyle="--", label="total")
+        column[1].plot(values, [row["peak_mib"] / 1024 for row in rows], color="0.35", marker="o")
+        column[0].set_title(name, fontsize=10)
+        for axes in column:
+            axes.set_ylim(bottom=0.0)
+            axes.set_xlim(left=0.0)
+    grid[0, 0].set_ylabel("s / iteration")
+    grid[1, 0].set_ylabel("peak GiB, all processes")
+    grid[0, 0].legend(fontsize=7)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_command(main)

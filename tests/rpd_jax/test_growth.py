@@ -1,0 +1,50 @@
+"""How cost grows: the powers are right, and the command measures real iterations of each value."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rpd_jax.growth import orders
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_powers_of_growth():
+    rows = [
+        {"value": 1, "s": 3.0},
+        {"value": 4, "s": 12.0},
+        {"value": 8, "s": 48.0},
+        {"value": 16},
+        {"value": 32, "s": 1.0},
+    ]
+    linear, square = orders(rows, "s")[1:3]  # 4 times for 4 times, 4 times for twice
+    assert (linear, square) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert all(map(math.isnan, (orders(rows, "s")[0], *orders(rows, "s")[3:])))
+    assert math.isnan(orders([{"value": 0, "s": 1.0}, {"value": 2, "s": 2.0}], "s")[1])
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "rpd_jax.growth", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_a_quick_row(tmp_path):
+    outcome = run("-o", str(tmp_path), "--quick", "--rows=env.num_envs", "--iterations=1", "--rollout_steps=8")
+    assert outcome.returncode == 0, outcome.stderr
+    rows = json.loads((tmp_path / "growth.json").read_text())["env.num_envs"]
+    assert [(row["value"], row["frames"]) for row in rows] == [(2, 16), (4, 32)]
+    for row in rows:
+        assert row["seconds"] == pytest.approx(sum(row["stages"].values())) and row["seconds"] > 0
+        assert 500 < row["peak_mib"] < 5000  # JAX and the simulator's worker
+    assert (tmp_path / "growth.png").stat().st_size > 0
+    assert "peak MiB" in outcome.stdout
+
+
+def test_what_does_not_grow_is_refused(tmp_path):
+    outcome = run("-o", str(tmp_path), "--rows=seed")
+    assert outcome.returncode == 2 and "--rows=seed: a setting that grows is one of env.num_envs" in outcome.stderr
