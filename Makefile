@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup train test lint docs gpu-check openvla-env openpi-env
+.PHONY: setup train test lint docs gpu-check openvla-env openpi-env lerobot-env
 
 # Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
@@ -30,7 +30,7 @@ train: $(VENV)/.train-ready
 	$(BIN)/python train.py --config=$(CONFIG) $(ARGS)
 
 # Two at a time: most tests keep one core busy. The tests of one file share what they build.
-test: setup openpi-env
+test: setup openpi-env lerobot-env
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: setup
@@ -55,6 +55,19 @@ PEERS := tests/rpd_jax/policy_server/openpi_requirements.txt
 .venv-openpi/.ready: $(PEERS)
 	$(PYTHON) -m venv .venv-openpi
 	.venv-openpi/bin/pip install --quiet --disable-pip-version-check --requirement $(PEERS)
+	@touch $@
+
+# An environment for LeRobot's policies, without JAX: --config.teacher.python=.venv-lerobot/bin/python. LeRobot goes
+# without its own requirements, of robots, simulators and datasets' videos, and of a torch with CUDA that is older than ours.
+lerobot-env: .venv-lerobot/.ready
+
+LEROBOT := openvla_bridge/lerobot/requirements.txt
+LEROBOT_PIP := .venv-lerobot/bin/pip install --quiet --disable-pip-version-check
+.venv-lerobot/.ready: $(LEROBOT) constraints.txt
+	$(PYTHON) -m venv .venv-lerobot
+	$(LEROBOT_PIP) $(TORCH)
+	$(LEROBOT_PIP) --requirement $(LEROBOT)
+	$(LEROBOT_PIP) --no-deps $(shell sed -n 's/^# without its own requirements: //p' $(LEROBOT))
 	@touch $@
 
 # The documentation as a site that needs no network: build/site/index.html

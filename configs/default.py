@@ -55,12 +55,12 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.dataset = ""  # whose statistics un-normalise its actions; empty: the checkpoint's only one
     c.teacher.gripper = "auto"  # auto: by its statistics | signed: -1..1 | open: 0..1, 1 open | closed: 0..1, 0 open
     c.teacher.openvla_checkpoint = "hf://Juelg/openvla-7b-finetuned-maniskill"  # openvla: if no checkpoint is given
-    c.teacher.python = ""  # openvla: interpreter of the workers' environment (`make openvla-env`); empty: this one
-    c.teacher.devices = ("auto",)  # openvla: one worker for each, such as ("cuda:0", "cuda:1"); auto: the GPU, or "cpu"
+    c.teacher.python = ""  # openvla, lerobot: the workers' interpreter (`make NAME-env` makes one); empty: this one
+    c.teacher.devices = ("auto",)  # openvla, lerobot: a worker for each, ("cuda:0", "cuda:1"); auto: the GPU, or "cpu"
     c.teacher.temperature = 0.0  # openvla: of sampled actions; 0: the most likely action
-    c.teacher.batch_size = 32  # openvla: frames that go through the model at a time
-    c.teacher.start_timeout = 1800.0  # openvla: seconds without news from a starting worker; openpi: without a server
-    c.teacher.request_timeout = 600.0  # seconds; openvla: until a batch counts as hung, openpi: a frame is asked again
+    c.teacher.batch_size = 32  # openvla, lerobot: frames that go through the model at a time
+    c.teacher.start_timeout = 1800.0  # seconds without news from a starting worker; openpi: without a server
+    c.teacher.request_timeout = 600.0  # seconds until a batch counts as hung; openpi: until a frame is asked again
     c.teacher.address = ""  # openpi: ws://host:8000 of the policy server, or wss://; several with commas
     c.teacher.connections = 4  # openpi: to each address, each with one frame on its way
     c.teacher.api_key_file = ""  # openpi: file that holds the key; empty: the variable RPD_POLICY_API_KEY, or none
@@ -71,6 +71,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.resize = ()  # openpi: (height, width) of the frames that are sent, px; (): as they are rendered
     c.teacher.letterbox = True  # openpi: where they are resized, keep proportions, on black; False: stretch
     c.teacher.chunk = 1  # each label is the mean of what so many chunks in a row say of its moment; not for ppd
+    # lerobot, where the policy takes a state: none | joints: 7 joints and 2 fingers (ManiSkill's qpos) | simulator: all
+    c.teacher.state = "none"
     c.teacher.eval_episodes = config_dict.placeholder(
         int
     )  # episodes that measure the teacher's success before training; 0: none

@@ -56,10 +56,24 @@ class Worker:
             import torch
 
             load = import_load()
+            self._load(torch, load, checkpoint, device, precision, threads, options)
         except ImportError as error:
             raise BridgeError(
                 f"The Python environment of {sys.executable} lacks {error.name or error}: {mend}."
             ) from None
+        self._batch_size = batch_size
+        self._send("ready", horizon=self._policy.horizon)
+
+    def _load(
+        self,
+        torch: Any,
+        load: Any,
+        checkpoint: str,
+        device: str,
+        precision: str,
+        threads: int | None,
+        options: dict[str, Any],
+    ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -71,7 +85,6 @@ class Worker:
             ) from None
         if threads and device == "cpu":
             torch.set_num_threads(threads)
-        self._batch_size = batch_size
         try:
             self._policy = load(checkpoint, device, precision, self._note, self._tell, **options)
         except RuntimeError as error:
@@ -81,7 +94,6 @@ class Worker:
                 f"The model does not fit into the memory of {device}: set teacher.precision='bfloat16', or give "
                 "teacher.devices a larger device."
             ) from None
-        self._send("ready", horizon=self._policy.horizon)
 
     def attach(self, **layout: int) -> None:
         """Maps the shared memory."""
@@ -167,12 +179,22 @@ def _import_openvla() -> Any:
     return OpenVLAPolicy.load
 
 
+def _import_lerobot() -> Any:
+    from openvla_bridge.lerobot.policy import LeRobotPolicy
+
+    return LeRobotPolicy.load
+
+
 # What imports a model's `request.Load`, and what to do where that cannot be imported.
 _MODELS = {
     "openvla": (
         _import_openvla,
         "run `make openvla-env` and set teacher.python=.venv-openvla/bin/python, or pip install 'rpd-jax[openvla]' "
         "there, or what openvla_bridge/requirements.txt lists",
+    ),
+    "lerobot": (
+        _import_lerobot,
+        "run `make lerobot-env` and set teacher.python=.venv-lerobot/bin/python, or pip install lerobot there",
     ),
 }
 

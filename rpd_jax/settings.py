@@ -47,8 +47,8 @@ _SIZE = several(whole(1, 4096), "must be () or height and width, 1 to 4096 pixel
 _RESIZE = dataclasses.replace(_SIZE, allows=lambda value: len(value) == 0 or _SIZE.allows(value))
 _COEFFICIENT = number(0, 10**6)
 # Whose fields are below; the teacher of another package may have fields of its own.
-_OUR_TEACHERS = ("octo", "openvla", "openpi", "student")
-_OF_CHECKPOINTS = ("octo", "openvla", "student")
+_OUR_TEACHERS = ("octo", "openvla", "openpi", "lerobot", "student")
+_OF_CHECKPOINTS = ("octo", "openvla", "lerobot", "student")
 # Whose checkpoints the profiles name.
 _PROFILES_TEACHER = "octo"
 # Less is lost beside 1 in float32.
@@ -104,6 +104,7 @@ SETTINGS: dict[str, Check] = {
     "teacher.resize": _RESIZE,
     "teacher.letterbox": flag(),
     "teacher.chunk": whole(1, 1000),
+    "teacher.state": one_of("none", "joints", "simulator"),
     "teacher.eval_episodes": whole(0, 10**6),
     "ppo.rollout_steps": whole(1, 10**6),
     "ppo.update_epochs": whole(1, 1000),

@@ -48,11 +48,11 @@ FLOORS = {
     "openvla_bridge": (
         ("profile",),
         ("stage_times",),
-        ("client",),
+        ("client", "lerobot_client"),
         ("team", "uniforms"),
         ("replicas", "worker_process", "worker"),
         ("protocol", "ring"),
-        ("model",),
+        ("model", "lerobot"),
         ("request", "checkpoint_files"),
         ("errors",),
     ),
@@ -62,7 +62,7 @@ FOR_TEACHERS = {"errors", "tasks", "teachers", "registry", "markdown", "workers"
 FOR_TEACHERS |= {"action_convention", "arithmetic"}
 # Files (or folders) from which no way leads to JAX; those of a bridge's worker do not reach rpd_jax either.
 WITHOUT_JAX = ("rpd_jax/workers", "rpd_jax/command", "rpd_jax/envs/cpu_worker.py")
-WITHOUT_RPD_JAX = ("openvla_bridge/worker.py", "openvla_bridge/model")
+WITHOUT_RPD_JAX = ("openvla_bridge/worker.py", "openvla_bridge/model", "openvla_bridge/lerobot")
 
 
 def modules():

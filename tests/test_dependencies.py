@@ -28,6 +28,8 @@ UNSEEN = {
 }
 # Imported in environments of their own: by tests/original_octo, which says how to make it, and after `make openpi-env`.
 ELSEWHERE = {"octo", "openpi_client", "openpi_server"}
+# What openvla_bridge/lerobot imports is in an environment of its own too (`make lerobot-env`).
+OF_LEROBOT = {"lerobot", "torchvision"}
 
 
 def normal(requirement: str) -> str:
@@ -70,13 +72,14 @@ EXTRA = {name: {normal(one) for one in ones} for name, ones in PROJECT["optional
 def test_what_the_packages_import_is_declared():
     for module, file in modules_of(*PACKAGES, "train.py", "finetune_octo.py"):
         needed, extra = distributions_of(module), EXTRAS.get(module)
-        assert needed & MANDATORY or (extra and needed & EXTRA[extra]), f"{file} imports {module}"
+        elsewhere = module in OF_LEROBOT and ROOT / "openvla_bridge" / "lerobot" in file.parents
+        assert elsewhere or needed & MANDATORY or (extra and needed & EXTRA[extra]), f"{file} imports {module}"
 
 
 def test_what_docs_and_tests_import_is_declared():
     declared = MANDATORY | set().union(*EXTRA.values())
     for module, file in modules_of("docs", "tests"):
-        assert distributions_of(module) & declared or module in ELSEWHERE, f"{file} imports {module}"
+        assert distributions_of(module) & declared or module in ELSEWHERE | OF_LEROBOT, f"{file} imports {module}"
 
 
 def test_what_is_declared_is_imported():
@@ -99,6 +102,15 @@ def test_the_workers_environment_asks_for_the_same_versions():
     wanted = {line for line in lines if line and not line.startswith("#")}
     assert wanted <= declared
     assert set(PROJECT["optional-dependencies"]["openvla"]) <= wanted
+
+
+def test_lerobot_s_environment_has_what_its_workers_import():
+    text = (ROOT / "openvla_bridge" / "lerobot" / "requirements.txt").read_text()
+    (apart,) = re.findall(r"^# without its own requirements: (.*)$", text, re.MULTILINE)
+    declared = {normal(line) for line in text.splitlines() if line and not line.startswith("#")}
+    assert {normal(one) for one in apart.split()} == OF_LEROBOT
+    imported = {module for module, _ in modules_of("openvla_bridge/lerobot", "tests/openvla_bridge/lerobot_peer.py")}
+    assert imported - OF_LEROBOT - {"torch"} <= declared  # torch is installed first
 
 
 WITHOUT = """

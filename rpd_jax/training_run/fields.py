@@ -41,6 +41,7 @@ _ADDED_FIELDS = {
     "teacher.resize": [],
     "teacher.letterbox": True,
     "teacher.chunk": 1,
+    "teacher.state": "none",
 }
 TRAINING = RunKind(free=FREE_FIELDS, added=_ADDED_FIELDS)
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lerobot_environment import LeRobot, make_policies
 from tiny_openvla import write_checkpoint
 
 
@@ -13,3 +14,8 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def lerobot(tmp_path_factory) -> LeRobot:
+    return make_policies(tmp_path_factory.mktemp("lerobot"))

@@ -73,6 +73,7 @@ BAD = {
     "teacher.resize": [(224,), (0, 224), (224, 224, 3), 224, (224.0, 224)],
     "teacher.letterbox": [1, "yes"],
     "teacher.chunk": [0, 1.5, 10**4],
+    "teacher.state": [None, "pose"],
     "teacher.eval_episodes": [-1, 10**9, 1.5],
     "ppo.critic_first": [-1, 0.5, None],
     "distill.label": ["median", 3],

@@ -1,0 +1,54 @@
+"""LeRobot's environment, and two policies that its own code made there."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from openvla_bridge.uniforms import frame_uniforms
+
+ROOT = Path(__file__).resolve().parents[2]
+PEER = Path(__file__).parent / "lerobot_peer.py"
+SIZE = 64
+
+
+def lerobot_python() -> str:
+    """The interpreter that has LeRobot; makes its environment where there is none (2 minutes, 1.8 GB)."""
+    with (ROOT / "Makefile").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        command = ["make", "lerobot-env", f"PYTHON={sys.executable}"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    return str(ROOT / ".venv-lerobot" / "bin" / "python")
+
+
+@dataclass
+class LeRobot:
+    """What LeRobot made: `folder` with act/ and diffusion/, and their chunks [B, 4, 7] of `frames` and `states`."""
+
+    python: str
+    folder: Path
+    frames: np.ndarray
+    states: np.ndarray
+    key: jax.Array
+    chunks: dict[str, np.ndarray]
+
+
+def make_policies(folder: Path) -> LeRobot:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    states, key = rng.normal(size=(5, 31)).astype(np.float32), jax.random.key(3)
+    # The seed of a frame: 23 bits of each of its first two random numbers.
+    first, second = (np.asarray(frame_uniforms(key, 0, 5, 1, 7))[0, :, i].astype(np.float64) for i in (0, 1))
+    seeds = (first * 2**23).astype(np.int64) * 2**23 + (second * 2**23).astype(np.int64)
+    np.savez(folder / "given.npz", frames=frames, states=states[:, :9], seeds=seeds)
+    python = lerobot_python()
+    subprocess.run(
+        [python, PEER, folder / "given.npz", folder], check=True, env={**os.environ, "PYTHONPATH": ""}, timeout=500
+    )
+    chunks = {kind: np.load(folder / f"{kind}.npy") for kind in ("act", "diffusion")}
+    return LeRobot(python, folder, frames, states, key, chunks)

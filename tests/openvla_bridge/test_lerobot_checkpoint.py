@@ -1,0 +1,235 @@
+"""What a LeRobot checkpoint must say to be a teacher: each fault has its sentence, before a policy is loaded."""
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from openvla_bridge.errors import BridgeError
+from openvla_bridge.lerobot.checkpoint import read_checkpoint
+from openvla_bridge.lerobot_client import LeRobotTeacher
+from openvla_bridge.request import Known
+from rpd_jax.errors import UserError
+
+IMAGE, STATE = "observation.images.base", "observation.state"
+BEFORE, AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
+
+
+@pytest.fixture
+def copy(lerobot, tmp_path):
+    """An ACT whose files can be changed; weights are linked."""
+    return shutil.copytree(lerobot.folder / "act", tmp_path / "act", copy_function=os.link)
+
+
+def change(folder, name, edit):
+    """Edits a JSON file in a new file, so that what it is linked to stays."""
+    content = json.loads((folder / name).read_text())
+    edit(content)
+    (folder / name).unlink()
+    (folder / name).write_text(json.dumps(content))
+
+
+def change_statistics(folder, processor, edit):
+    (step,) = (each for each in json.loads((folder / processor).read_text())["steps"] if "state_file" in each)
+    file = folder / step["state_file"]
+    values = load_file(file)
+    edit(values)
+    file.unlink()
+    save_file(values, file)
+
+
+def add_image(config):
+    config["input_features"]["observation.images.wrist"] = {"type": "VISUAL", "shape": [3, 64, 64]}
+
+
+def read(folder):
+    return read_checkpoint(str(folder), print)
+
+
+def test_what_a_sound_checkpoint_says(lerobot):
+    for kind in ("act", "diffusion"):
+        found = read(lerobot.folder / kind)
+        assert (found.kind, found.image) == (kind, IMAGE)
+        assert found.known == Known(7, found.known.gripper, (64, 64), 9)
+        assert (found.known.gripper["min"], found.known.gripper["max"]) == (0.0, 1.0)
+
+
+CONFIGS = {
+    "of no type": (lambda c: c.pop("type"), "has type 'None', which is no LeRobot policy .* known are act, diffusion"),
+    "of an unknown type": (
+        lambda c: c.update(type="octo"),
+        "has type 'octo', which is no LeRobot policy",
+    ),
+    "without chunks": (
+        lambda c: c.update(type="sac"),
+        "has type 'sac', which is no LeRobot policy that predicts",
+    ),
+    "of remote code": (
+        lambda c: c.update(type="pi0_fast"),
+        "loading runs code from the hub, .* teacher.name=openpi",
+    ),
+    "an adapter": (lambda c: c.update(use_peft=True), "is that of an adapter"),
+    "with a memory": (lambda c: c.update(n_obs_steps=2), "has n_obs_steps=2: the policy looks at several moments"),
+    "without an image": (lambda c: c["input_features"].pop(IMAGE), "the policy sees no image"),
+    "with two images": (add_image, "sees the images observation.images.base, observation.images.wrist, and a teacher"),
+    "with more to see": (
+        lambda c: c["input_features"].update({"observation.environment_state": {"type": "ENV", "shape": [3]}}),
+        r"takes 'observation.environment_state' \(ENV\), which nothing here can fill",
+    ),
+    "of grey images": (lambda c: c["input_features"][IMAGE].update(shape=[1, 64, 64]), "has 1 channels; frames have 3"),
+    "of flat images": (
+        lambda c: c["input_features"][IMAGE].update(shape=[64]),
+        r"shape \[64\]; 3 whole numbers",
+    ),
+    "without features": (lambda c: c.update(input_features=None), "has no input_features with types and shapes"),
+    "without actions": (lambda c: c["output_features"].pop("action"), "has 'action' of the shape None"),
+    "of strange rules": (lambda c: c["normalization_mapping"].update(ACTION=["MIN_MAX"]), "normalises by other rules"),
+    "of other rules": (lambda c: c["normalization_mapping"].update(ACTION="IDENTITY"), "normalises by other rules"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_that_cannot_be_a_teacher_s(copy, name):
+    edit, sentence = CONFIGS[name]
+    change(copy, "config.json", edit)
+    with pytest.raises(BridgeError, match=sentence):
+        read(copy)
+
+
+def step(processor, name):
+    return next(each for each in processor["steps"] if each["registry_name"] == name)
+
+
+PROCESSORS = {
+    "without its normaliser": (
+        AFTER,
+        lambda p: p["steps"].remove(step(p, "unnormalizer_processor")),
+        "no normalisation statistics 'mean' of 'action', which config.json normalises by MEAN_STD",
+    ),
+    "without its file": (
+        BEFORE,
+        lambda p: step(p, "normalizer_processor").pop("state_file"),
+        "no normalisation statistics 'mean' of 'observation.images.base'",
+    ),
+    "with a lost file": (
+        AFTER,
+        lambda p: step(p, "unnormalizer_processor").update(state_file="gone.safetensors"),
+        "gone.safetensors, which policy_postprocessor.json names, is missing",
+    ),
+    "with a pickle": (
+        AFTER,
+        lambda p: step(p, "unnormalizer_processor").update(state_file="state.pt"),
+        "names 'state.pt', which is no safetensors file beside it",
+    ),
+    "with a file elsewhere": (
+        AFTER,
+        lambda p: step(p, "unnormalizer_processor").update(state_file="../act/model.safetensors"),
+        "names '../act/model.safetensors', which is no safetensors file beside it",
+    ),
+    "with a step of another package": (
+        BEFORE,
+        lambda p: p["steps"].insert(0, {"class": "subprocess.Popen", "config": {"args": ["true"]}}),
+        "has the step 'subprocess.Popen', which is not run here",
+    ),
+    "with remote code": (
+        BEFORE,
+        lambda p: p["steps"].insert(0, {"registry_name": "action_tokenizer_processor", "config": {}}),
+        "has the step 'action_tokenizer_processor', which is not run here",
+    ),
+    "without steps": (BEFORE, lambda p: p.pop("steps"), "has no list of steps"),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_processors_that_are_not_run(copy, name):
+    file, edit, sentence = PROCESSORS[name]
+    change(copy, file, edit)
+    with pytest.raises(BridgeError, match=sentence):
+        read(copy)
+
+
+STATISTICS = {
+    "short": (
+        lambda v: v.update({"action.std": np.ones(3, np.float32)}),
+        r"of 'action' are float32 \[3\]; 7 numbers",
+    ),
+    "a number": (
+        lambda v: v.update({"action.mean": np.array(1.0, np.float32)}),
+        r"of 'action' are float32 \[\]; 7 numbers",
+    ),
+    "NaN": (lambda v: v.update({"action.mean": np.full(7, np.nan, np.float32)}), "'mean' of 'action' are not finite"),
+    "missing": (lambda v: v.pop("action.std"), "no normalisation statistics 'std' of 'action'"),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_that_are_none(copy, name):
+    edit, sentence = STATISTICS[name]
+    change_statistics(copy, AFTER, edit)
+    with pytest.raises(BridgeError, match=sentence):
+        read(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("config.json", "config.json is missing: teacher.checkpoint must be a folder in LeRobot's layout"),
+        (AFTER, "is missing: .* in LeRobot's layout since 0.4, where it holds the normalisation statistics"),
+        ("model.safetensors", "model.safetensors is missing: get the checkpoint again"),
+    ],
+)
+def test_files_that_are_missing_or_broken(copy, name, sentence):
+    (copy / name).unlink()
+    with pytest.raises(BridgeError, match=sentence):
+        read(copy)
+    if name != "model.safetensors":
+        (copy / name).write_text("{")
+        with pytest.raises(BridgeError, match="cannot be read as JSON"):
+            read(copy)
+
+
+def test_a_folder_that_is_not_there():
+    with pytest.raises(BridgeError, match=r"no checkpoint folder /nowhere: give teacher.checkpoint a folder in LeR"):
+        read("/nowhere")
+
+
+def teach(folder, python, **arguments):
+    return LeRobotTeacher(str(folder), python=python, devices=("cpu",), say=lambda text: None, **arguments)
+
+
+@pytest.mark.slow
+def test_what_only_the_worker_can_see(lerobot, copy, tmp_path):
+    """Weights that are not finite, or not those of config.json; each ends in one sentence for the user."""
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    name = "model.action_head.bias"
+    save_file(weights | {name: np.full_like(weights[name], np.nan)}, copy / "model.safetensors")
+    with pytest.raises(UserError, match="The policy's actions are not finite: the checkpoint is broken"):
+        teach(copy, lerobot.python, state="joints")
+    save_file({key: value for key, value in weights.items() if key != name}, copy / "model.safetensors")
+    with pytest.raises(UserError, match=r"loaded and run as LeRobot's act .*model.action_head.bias"):
+        teach(copy, lerobot.python, state="joints")
+
+
+@pytest.mark.slow
+def test_what_the_settings_do_not_fit(lerobot, copy):
+    """Told before LeRobot is imported."""
+    with pytest.raises(UserError, match=r"observation.state of 9 numbers, and teacher.state='none' gives it none: set"):
+        teach(copy, lerobot.python)
+    with pytest.raises(UserError, match=r"teacher.state='pose' is not one of none, joints, simulator"):
+        teach(copy, lerobot.python, state="pose")
+    with pytest.raises(UserError, match=r"lacks torchvision: run `make lerobot-env` and set teacher.python"):
+        teach(copy, sys.executable, state="joints")
+    change(copy, "config.json", lambda c: c["output_features"]["action"].update(shape=[8]))
+    for processor in (BEFORE, AFTER):
+        change_statistics(
+            copy,
+            processor,
+            lambda v: v.update({key: np.ones(8, np.float32) for key in v if key.startswith("action.")}),
+        )
+    with pytest.raises(UserError, match="gives actions of 8 numbers; the environment takes 7"):
+        teach(copy, lerobot.python, state="joints")
