@@ -66,12 +66,13 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.api_key_file = ""  # openpi: file that holds the key; empty: the variable RPD_POLICY_API_KEY, or none
     c.teacher.observation = ConfigDict()
     c.teacher.observation.image = "observation/image"  # openpi: the policy's name of the frame
+    c.teacher.observation.state = "observation/state"  # openpi: the policy's name of what `state` below tells it
     c.teacher.observation.prompt = "prompt"  # openpi: the policy's name of the instruction; empty: it gets none
     c.teacher.action_key = "actions"  # openpi: the policy's name of its actions
     c.teacher.resize = ()  # openpi: (height, width) of the frames that are sent, px; (): as they are rendered
     c.teacher.letterbox = True  # openpi: where they are resized, keep proportions, on black; False: stretch
     c.teacher.chunk = 1  # each label is the mean of what so many chunks in a row say of its moment; not for ppd
-    # lerobot, where the policy takes a state: none | joints: 7 joints and 2 fingers (ManiSkill's qpos) | simulator: all
+    # openpi, lerobot: none | joints: 7 joints and 2 fingers (qpos) | pose: the gripper's and 2 fingers | simulator: all
     c.teacher.state = "none"
     c.teacher.eval_episodes = config_dict.placeholder(
         int

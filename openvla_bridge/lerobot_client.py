@@ -12,10 +12,8 @@ from openvla_bridge.team import Model, WorkerTeam, print_to_stderr
 from openvla_bridge.uniforms import frame_uniforms
 from rpd_jax.action_convention import ACTION_DIM
 from rpd_jax.errors import UserError
+from rpd_jax.robot_state import told_state
 from rpd_jax.teachers import check_frames
-
-# What `teacher.state` names -> how many of the first numbers of the simulator's state; None: all of them.
-STATES = {"none": 0, "joints": 9, "simulator": None}
 
 
 class LeRobotTeacher:
@@ -33,8 +31,8 @@ class LeRobotTeacher:
 
     Args:
         checkpoint: a folder that LeRobot's `save_pretrained` wrote, policy and processors, or hf://owner/name.
-        state: what fills observation.state, where the policy has it: a key of `STATES`. "joints" are the positions of
-            seven joints (rad) and both fingers (m), as in agent/qpos of ManiSkill's demos; "simulator" is all.
+        state: what fills observation.state, where the policy has it: see `rpd_jax.robot_state.told_state`.
+        task: `env.task`, whose states are shown.
         image_size: height and width in pixels of the frames that it will be shown; None: it is compared with the
             policy's when they come.
         devices: one worker for each, as torch names them; "auto" is the GPU where there is one, else the CPU.
@@ -55,6 +53,7 @@ class LeRobotTeacher:
         checkpoint: str,
         *,
         state: str = "none",
+        task: str = "",
         image_size: int | None = None,
         devices: Sequence[str] = ("auto",),
         python: str = "",
@@ -65,9 +64,7 @@ class LeRobotTeacher:
         request_timeout: float = 600.0,
         say: Callable[[str], None] = print_to_stderr,
     ):
-        if state not in STATES:
-            raise UserError(f"teacher.state={state!r} is not one of {', '.join(STATES)}.")
-        self._checkpoint, self._state = checkpoint, state
+        self._checkpoint, self._told = checkpoint, told_state(state, task)
 
         def check(known: Known) -> None:
             self._check_state(known.state_dim)
@@ -148,14 +145,15 @@ class LeRobotTeacher:
         self.team.close()
 
     def _check_state(self, wanted: int) -> None:
-        given = STATES[self._state]
+        given = self._told.size
         if wanted == 0 or given is None or wanted == given:
             return
         what = f"is {given} numbers" if given else "gives it none"
         raise UserError(
-            f"{self._checkpoint} takes an observation.state of {wanted} numbers, and teacher.state={self._state!r} "
-            f"{what}: set teacher.state to what it was trained with (joints: 9, seven joints and two fingers; "
-            "simulator: the whole state of the task), or give a policy that sees the image only."
+            f"{self._checkpoint} takes an observation.state of {wanted} numbers, and teacher.state={self._told.kind!r} "
+            f"{what}: set teacher.state to what it was trained with (joints: 9, seven joints and two fingers; pose: 9, "
+            "the gripper's pose and two fingers; simulator: the whole state of the task), or give a policy that sees "
+            "the image only."
         )
 
     def _check_size(self, known: Known, drawn: Sequence[int]) -> None:
@@ -175,21 +173,22 @@ class LeRobotTeacher:
             return np.empty((frames, 0), np.float32)
         if state is None:
             raise UserError(f"{self._checkpoint} looks at the state: give it one beside the frames.")
-        told = np.asarray(state, np.float32)[:, : STATES[self._state]]
-        if told.shape != (frames, wanted):
+        told = self._told.of(state, frames)
+        if told.shape[1] != wanted:
             raise UserError(
-                f"{self._checkpoint} takes an observation.state of {wanted} numbers; teacher.state={self._state!r} of "
-                f"this task has {told.shape[-1]}."
+                f"{self._checkpoint} takes an observation.state of {wanted} numbers; teacher.state={self._told.kind!r} "
+                f"of this task has {told.shape[1]}."
             )
         return told
 
 
 def load(config: ConfigDict) -> LeRobotTeacher:
-    """The teacher `lerobot` of `rpd_jax.teachers`: reads `config.teacher` and `config.env.image_size`."""
+    """The teacher `lerobot` of `rpd_jax.teachers`: reads `config.teacher`, and task and image size of `config.env`."""
     settings = config.teacher
     return LeRobotTeacher(
         settings.checkpoint,
         state=settings.state,
+        task=config.env.task,
         image_size=config.env.image_size,
         devices=tuple(settings.devices),
         python=settings.python,

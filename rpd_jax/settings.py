@@ -30,6 +30,7 @@ from rpd_jax.command.checks import (
 from rpd_jax.command.wrong_flags import fields
 from rpd_jax.errors import UserError
 from rpd_jax.learning.algorithms import LABELS, algorithm_names, find_algorithm
+from rpd_jax.robot_state import KINDS as TOLD_STATES
 from rpd_jax.run import wandb_log
 from rpd_jax.student.networks import CRITICS, ENCODERS, OBSERVATIONS, PRECISIONS, SMALLEST_IMAGE
 from rpd_jax.student.state_features import KINDS
@@ -99,12 +100,13 @@ SETTINGS: dict[str, Check] = {
     "teacher.connections": whole(1, 1024),
     "teacher.api_key_file": text(),
     "teacher.observation.image": text(empty=False),
+    "teacher.observation.state": text(empty=False),
     "teacher.observation.prompt": text(),
     "teacher.action_key": text(empty=False),
     "teacher.resize": _RESIZE,
     "teacher.letterbox": flag(),
     "teacher.chunk": whole(1, 1000),
-    "teacher.state": one_of("none", "joints", "simulator"),
+    "teacher.state": one_of(*TOLD_STATES),
     "teacher.eval_episodes": whole(0, 10**6),
     "ppo.rollout_steps": whole(1, 10**6),
     "ppo.update_epochs": whole(1, 1000),
@@ -219,6 +221,15 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.teacher.name == "openpi" and c.teacher.observation.image == c.teacher.observation.prompt,
         "teacher.observation.image and teacher.observation.prompt must differ: both are "
         "{c.teacher.observation.image!r}.",
+    ),
+    (
+        lambda c: (
+            c.teacher.name == "openpi"
+            and c.teacher.state != "none"
+            and c.teacher.observation.state in (c.teacher.observation.image, c.teacher.observation.prompt)
+        ),
+        "teacher.observation.state={c.teacher.observation.state!r} must differ from the names of the image and the "
+        "prompt.",
     ),
     (
         lambda c: not find_algorithm(c.algorithm).reinforces and c.distill.coef == 0,

@@ -20,6 +20,8 @@ class Task:
         held_out: True if the paper's teachers were not fine-tuned on it.
         module: imported where environments of the task are made; registers it with ManiSkill. Empty: ManiSkill's own.
         look_at: the point that the task's human camera looks at, metres; ManiSkill keeps the resulting pose only.
+        tcp_pose: where in the flat state the pose of the point between the fingertips begins (extra/tcp_pose, 7
+            numbers), or None.
     """
 
     env_id: str
@@ -28,19 +30,35 @@ class Task:
     held_out: bool = False
     module: str = ""
     look_at: tuple[float, float, float] = (0.0, 0.0, 0.35)
+    tcp_pose: int | None = None
 
+
+# Behind nine positions and nine velocities; is_grasped comes first in PickCube.
+_TCP = 18
 
 TASKS: dict[str, Task] = {
     task.env_id: task
     for task in (
-        Task("LiftPegUpright-v1", "lift the peg upright"),
-        Task("PickCube-v1", "pick up the cube"),
-        Task("PullCube-v1", "pull the cube towards the robot base"),
-        Task("PullCubeTool-v1", "pull the cube by using the red tool", max_episode_steps=100, held_out=True),
-        Task("PushCube-v1", "push the cube away from the robot base"),
-        Task("RollBall-v1", "push the ball", max_episode_steps=80, look_at=(0.0, 0.13, 0.0)),
-        Task("StackCube-v1", "stack the red cube on the green cube"),
-        Task("PokeCube-v1", "push the cube by using the blue tool", held_out=True, look_at=(0.2, 0.2, 0.35)),
+        Task("LiftPegUpright-v1", "lift the peg upright", tcp_pose=_TCP),
+        Task("PickCube-v1", "pick up the cube", tcp_pose=_TCP + 1),
+        Task("PullCube-v1", "pull the cube towards the robot base", tcp_pose=_TCP),
+        Task(
+            "PullCubeTool-v1",
+            "pull the cube by using the red tool",
+            max_episode_steps=100,
+            held_out=True,
+            tcp_pose=_TCP,
+        ),
+        Task("PushCube-v1", "push the cube away from the robot base", tcp_pose=_TCP),
+        Task("RollBall-v1", "push the ball", max_episode_steps=80, look_at=(0.0, 0.13, 0.0), tcp_pose=_TCP),
+        Task("StackCube-v1", "stack the red cube on the green cube", tcp_pose=_TCP),
+        Task(
+            "PokeCube-v1",
+            "push the cube by using the blue tool",
+            held_out=True,
+            look_at=(0.2, 0.2, 0.35),
+            tcp_pose=_TCP,
+        ),
     )
 }
 

@@ -1,9 +1,11 @@
-"""What a policy is shown of a moment: one frame and the instruction, under the names that the policy wants."""
+"""What a policy is shown of a moment: frame, robot's state, instruction, under the names that the policy wants."""
 
 import dataclasses
 
 import numpy as np
 from PIL import Image
+
+from rpd_jax.robot_state import NOTHING, ToldState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,17 +17,27 @@ class ObservationMap:
         prompt: key of the instruction; it is not sent if empty.
         size: (height, width) of the frames that are sent; as they are rendered if empty.
         letterbox: frames keep their proportions and get black borders, instead of being stretched.
+        state: key of the state, float32 [D].
+        told: what that is; nothing is sent if it is none.
     """
 
     image: str
     prompt: str
     size: tuple[int, ...] = ()
     letterbox: bool = True
+    state: str = "observation/state"
+    told: ToldState = NOTHING
 
-    def observation(self, frame: np.ndarray, instruction: str) -> dict[str, object]:
-        """Returns the observation of one frame, uint8 [H, W, 3]."""
-        shown = resized(frame, *self.size, letterbox=self.letterbox) if self.size else frame
-        return {self.image: shown} | ({self.prompt: instruction} if self.prompt else {})
+    def observation(self, frame: np.ndarray, instruction: str, state: np.ndarray) -> dict[str, object]:
+        """Returns the observation of one frame, uint8 [H, W, 3], and of what is told of its state, float32 [D]."""
+        shown = {self.image: self.shown(frame)}
+        if self.told.size != 0:
+            shown |= {self.state: state}
+        return shown | ({self.prompt: instruction} if self.prompt else {})
+
+    def shown(self, frame: np.ndarray) -> np.ndarray:
+        """Returns a frame, uint8 [H, W, 3], in the size that is sent."""
+        return resized(frame, *self.size, letterbox=self.letterbox) if self.size else frame
 
 
 def resized(frame: np.ndarray, height: int, width: int, *, letterbox: bool) -> np.ndarray:

@@ -15,6 +15,7 @@ from rpd_jax.policy_server.api_key import read_api_key
 from rpd_jax.policy_server.connections import Batch, Connections
 from rpd_jax.policy_server.observation import ObservationMap
 from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES, SEEDED, STEPS
+from rpd_jax.robot_state import told_state
 from rpd_jax.teachers import check_frames, print_to_stderr
 
 
@@ -29,6 +30,7 @@ class PolicyServerTeacher:
     Attributes:
         horizon: actions of a chunk, if all servers say so; else None.
         worthwhile_batch: what keeps all connections busy.
+        sees_state: whether the policy is told the robot's state besides.
 
     Args:
         addresses: of the servers, ws://host:port or wss://host:port; all are to serve the same policy.
@@ -62,7 +64,7 @@ class PolicyServerTeacher:
         if not addresses:
             raise UserError("teacher.address='' names no policy server: give one, such as ws://127.0.0.1:8000.")
         self._observation, self._action_key = observation, action_key
-        self.worthwhile_batch = connections * len(addresses)
+        self.worthwhile_batch, self.sees_state = connections * len(addresses), observation.told.size != 0
         self._connections = Connections(
             addresses,
             each=connections,
@@ -101,6 +103,7 @@ class PolicyServerTeacher:
         num_samples: int = 1,
         first_frame: int = 0,
         steps: int | None = None,
+        state: jax.Array | None = None,
     ) -> jax.Array:
         """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
 
@@ -111,6 +114,7 @@ class PolicyServerTeacher:
             num_samples: S; so many requests for each frame, one for seeded servers.
             first_frame: number of the first frame.
             steps: how many actions of each chunk; None: the first one, without an axis for them.
+            state: float32 [B, D], the simulator's; needed if `sees_state`.
 
         Returns:
             float32 [S, B, 7] in [-1, 1], or [S, B, steps, 7].
@@ -118,7 +122,7 @@ class PolicyServerTeacher:
         Raises:
             UserError: a server failed, was lost for too long, or answered what cannot be a label.
         """
-        return self.begin(rgb, instruction, key, num_samples, first_frame, steps)()
+        return self.begin(rgb, instruction, key, num_samples, first_frame, steps, state)()
 
     def begin(
         self,
@@ -128,16 +132,18 @@ class PolicyServerTeacher:
         num_samples: int = 1,
         first_frame: int = 0,
         steps: int | None = None,
+        state: jax.Array | None = None,
     ) -> Callable[[], jax.Array]:
         """Like `act`, but returns at once; see `rpd_jax.teachers.Teacher`."""
         check_frames(rgb)
         frames, words = np.asarray(rgb), np.asarray(jax.random.key_data(key))
+        told = self._observation.told.of(state, len(frames))
         actions = np.empty((num_samples, len(frames), steps or 1, ACTION_DIM), np.float32)
         together = num_samples if self._seeded else 1
 
         def encode(index: int) -> bytes:
             frame = index % len(frames)
-            message = self._observation.observation(frames[frame], instruction)
+            message = self._observation.observation(frames[frame], instruction, told[frame])
             if self._seeded:
                 message |= {KEY: words, FRAME: first_frame + frame, SAMPLES: num_samples, STEPS: steps or 1}
             return wire.encode(message)
@@ -195,12 +201,13 @@ class PolicyServerTeacher:
 
 
 def load(config: ConfigDict) -> PolicyServerTeacher:
-    """The teacher `openpi` of `rpd_jax.teachers`: reads `config.teacher`."""
+    """The teacher `openpi` of `rpd_jax.teachers`: reads `config.teacher` and `config.env.task`."""
     settings = config.teacher
     names = settings.observation
+    told = told_state(settings.state, config.env.task)
     return PolicyServerTeacher(
         [address.strip() for address in settings.address.split(",") if address.strip()],
-        ObservationMap(names.image, names.prompt, tuple(settings.resize), settings.letterbox),
+        ObservationMap(names.image, names.prompt, tuple(settings.resize), settings.letterbox, names.state, told),
         action_key=settings.action_key,
         gripper=settings.gripper,
         connections=settings.connections,

@@ -37,6 +37,7 @@ _ADDED_FIELDS = {
     "teacher.observation": {},  # the group, before its fields
     "teacher.observation.image": "observation/image",
     "teacher.observation.prompt": "prompt",
+    "teacher.observation.state": "observation/state",
     "teacher.action_key": "actions",
     "teacher.resize": [],
     "teacher.letterbox": True,

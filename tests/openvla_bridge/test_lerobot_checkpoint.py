@@ -220,8 +220,8 @@ def test_what_the_settings_do_not_fit(lerobot, copy):
     """Told before LeRobot is imported."""
     with pytest.raises(UserError, match=r"observation.state of 9 numbers, and teacher.state='none' gives it none: set"):
         teach(copy, lerobot.python)
-    with pytest.raises(UserError, match=r"teacher.state='pose' is not one of none, joints, simulator"):
-        teach(copy, lerobot.python, state="pose")
+    with pytest.raises(UserError, match=r"teacher.state='torques' is not one of none, joints, pose, simulator"):
+        teach(copy, lerobot.python, state="torques")
     with pytest.raises(UserError, match=r"lacks torchvision: run `make lerobot-env` and set teacher.python"):
         teach(copy, sys.executable, state="joints")
     change(copy, "config.json", lambda c: c["output_features"]["action"].update(shape=[8]))

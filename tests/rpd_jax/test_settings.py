@@ -69,11 +69,12 @@ BAD = {
     "teacher.api_key_file": [None, "\0"],
     "teacher.observation.image": ["", None],
     "teacher.observation.prompt": [None, 7],
+    "teacher.observation.state": ["", None],
     "teacher.action_key": ["", b"actions"],
     "teacher.resize": [(224,), (0, 224), (224, 224, 3), 224, (224.0, 224)],
     "teacher.letterbox": [1, "yes"],
     "teacher.chunk": [0, 1.5, 10**4],
-    "teacher.state": [None, "pose"],
+    "teacher.state": [None, "torques"],
     "teacher.eval_episodes": [-1, 10**9, 1.5],
     "ppo.critic_first": [-1, 0.5, None],
     "distill.label": ["median", 3],
@@ -256,6 +257,15 @@ def test_the_last_values_that_work_are_taken(path, value):
         (
             {"teacher.name": "openpi", "teacher.address": "ws://a", "teacher.observation.prompt": "observation/image"},
             "teacher.observation.image and teacher.observation.prompt must differ",
+        ),
+        (
+            {
+                "teacher.name": "openpi",
+                "teacher.address": "ws://a",
+                "teacher.state": "joints",
+                "teacher.observation.state": "prompt",
+            },
+            "teacher.observation.state='prompt' must differ from the names of the image and the prompt",
         ),
         (
             {"algorithm": "ppd", "distill.std_floor": 0.0, "distill.num_samples": 1},

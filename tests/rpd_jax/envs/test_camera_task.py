@@ -7,6 +7,7 @@ from mani_skill.utils.registration import REGISTERED_ENVS
 
 from rpd_jax.envs.camera_task import CameraChange, frames, make_task_env, states
 from rpd_jax.errors import UserError
+from rpd_jax.robot_state import told_state
 from rpd_jax.tasks import TASKS
 
 
@@ -35,6 +36,9 @@ def test_frames_states_and_rewards_are_those_of_the_unmodified_task(env_id):
         assert frames(obs).shape == (1, 64, 64, 4) and frames(obs).dtype == torch.uint8
         np.testing.assert_array_equal(frames(obs)[..., :3], theirs.render())
         np.testing.assert_array_equal(states(obs), state)
+        tcp, fingers = theirs.unwrapped.agent.tcp.pose.raw_pose, theirs.unwrapped.agent.robot.get_qpos()[:, 7:]
+        told = told_state("pose", env_id).of(states(obs), 1)
+        np.testing.assert_array_equal(told, np.concatenate([tcp, fingers], axis=1))
         action = rng.uniform(-1, 1, 7).astype(np.float32)
         obs, reward, *_ = ours.step(action)
         state, expected_reward, *_ = theirs.step(action)

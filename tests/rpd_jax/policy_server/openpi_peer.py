@@ -1,6 +1,7 @@
 """openpi's own server with a small policy: openpi_peer.py BEHAVIOUR [PORT], run by what `make openpi-env` makes.
 
 Its action says what it was shown: the first pixel's red, green and blue, the prompt's length, width and height, 1.
+One that "tells the state" answers with the state instead, seven numbers an action.
 """
 
 import asyncio
@@ -21,8 +22,14 @@ class Policy:
         image = observation["observation/image"]
         first = [*image[0, 0] / 255, len(observation["prompt"]) / 100, image.shape[1] / 100, image.shape[0] / 100, 1.0]
         actions = np.stack([np.array(first, np.float32), np.full(7, 9, np.float32)])
+        if self.behaviour == "tells the state":
+            state = observation["observation/state"]
+            assert state.dtype == np.float32 and state.ndim == 1, state
+            actions = np.pad(state, (0, -len(state) % 7)).reshape(-1, 7)
         if self.behaviour == "raises":
             raise KeyError("observation/wrist_image")
+        if self.behaviour == "fails":
+            assert observation["observation/state"].shape == (9,)
         if self.behaviour == "fails" and self.calls > 80:
             raise RuntimeError("out of luck")
         if self.behaviour == "slow":

@@ -9,8 +9,11 @@ import pytest
 from peers import peer, random_frames
 
 from octo_teacher.teacher import OctoTeacher
+from rpd_jax import tasks
 from rpd_jax.errors import UserError
 from rpd_jax.policy_server.observation import ObservationMap
+from rpd_jax.robot_state import told_state
+from rpd_jax.teachers import sees_state
 
 KEY = jax.random.key(3)
 
@@ -59,6 +62,42 @@ def test_a_policy_gets_the_size_that_it_wants(openpi_peer, teacher_of):
         observation = ObservationMap("observation/image", "prompt", size=(24, 48))
         found = teacher_of(server.address, observation=observation).act(random_frames(1), "push", KEY)
     np.testing.assert_allclose(found[0, 0], [0, 0, 0, 0.04, 0.48, 0.24, 1], rtol=1e-6)  # a black border
+
+
+TOLD = {"joints": range(9), "pose": [*range(19, 26), 7, 8], "simulator": range(42)}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_a_policy_is_told_the_state_that_it_wants_bit_for_bit(kind, openpi_peer, teacher_of):
+    """The states are PickCube's 42 numbers; each frame's own arrives, whatever the order of answers."""
+    states = np.random.default_rng(5).uniform(-1, 1, (6, 42)).astype(np.float32)
+    observation = ObservationMap("observation/image", "prompt", told=told_state(kind, "PickCube-v1"))
+    with openpi_peer("tells the state") as server:
+        teacher = teacher_of(server.address, observation=observation)
+        assert sees_state(teacher)
+        numbers = states[:, TOLD[kind]]
+        found = np.asarray(teacher.act(random_frames(6), "push", KEY, 2, steps=-(-len(numbers[0]) // 7), state=states))
+        np.testing.assert_array_equal(found.reshape(2, 6, -1)[:, :, : numbers.shape[1]], [numbers, numbers])
+        with pytest.raises(UserError, match="looks at the state: give it one beside the frames"):
+            teacher.act(random_frames(6), "push", KEY)
+        with pytest.raises(UserError, match=r"needs states of 6 frames with \d+ numbers or more; these are \[5, 42\]"):
+            teacher.act(random_frames(6), "push", KEY, state=states[:5])
+
+
+def test_a_policy_is_not_told_what_it_is_not_to_be_told(openpi_peer, teacher_of):
+    with openpi_peer("tells the state") as server:
+        teacher = teacher_of(server.address)
+        assert not sees_state(teacher)
+        with pytest.raises(UserError, match="KeyError: 'observation/state'"):
+            teacher.act(random_frames(1), "push", KEY)
+
+
+def test_a_pose_that_a_task_does_not_know_is_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"teacher.state='torques' is not one of none, joints, pose, simulator"):
+        told_state("torques")
+    monkeypatch.setitem(tasks.TASKS, "Other-v1", tasks.Task("Other-v1", "do it"))
+    with pytest.raises(UserError, match=r"teacher.state='pose' is not known in Other-v1: set tcp_pose of that Task"):
+        told_state("pose", "Other-v1")
 
 
 def test_a_chunk_is_given_as_far_as_it_is_asked_for(openpi_peer, teacher_of):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = {
     "teacher.name": "openpi",
     "teacher.gripper": "signed",
+    "teacher.state": "pose",
     "teacher.start_timeout": 3.0,
     "teacher.eval_episodes": 0,
     "total_steps": 96,
