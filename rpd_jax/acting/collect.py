@@ -1,19 +1,19 @@
 """One rollout: the student steps all environments."""
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rpd_jax.acting.final_values import final_values
 from rpd_jax.acting.guide import ACTORS, Guide
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.learning.learner import Learner
 from rpd_jax.learning.rollout import Rollout
-
-# Frames of ended episodes whose value is computed in one call; a fixed size, so that it compiles once.
-_FINAL_VALUE_BATCH = 32
 
 
 @dataclasses.dataclass
@@ -22,15 +22,15 @@ class Position:
 
     rgb: jax.Array | np.ndarray | None  # uint8 [N, H, W, 3], None where none are drawn
     state: jax.Array | np.ndarray  # float32 [N, D]
-    done: np.ndarray  # bool [N]
-    actors: np.ndarray | None = None  # int [N], who acts in each episode, see `Guide`; None: to be drawn
+    done: jax.Array | np.ndarray  # bool [N]
+    actors: jax.Array | np.ndarray | None = None  # int [N], who acts in each episode, see `Guide`; None: to be drawn
 
 
 def start(envs: VectorEnv, seed: int, drawn: bool = True) -> Position:
     """Resets the environments; `drawn` says whether somebody looks at the frames."""
     envs.set_drawing(drawn)
     rgb = envs.reset(seed)
-    return Position(rgb, envs.state, np.zeros(envs.num_envs, bool))
+    return Position(rgb, envs.state, _beside(envs.state, np.zeros(envs.num_envs, bool)))
 
 
 def rollout(
@@ -67,16 +67,10 @@ def rollout(
     on_host = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
     if envs.drawing != drawn:
         position = dataclasses.replace(position, rgb=envs.set_drawing(drawn))
-    frames = _FrameBuffer(num_steps)
-    columns: dict[str, list] = {
-        name: [] for name in ("state", "actions", "logprobs", "values", "rewards", "dones", "valid")
-    }
-    episodes: dict[str, list[float]] = {
-        who + name: [] for who in (ACTORS if guide else ACTORS[:1]) for name in ("success", "return", "length")
-    }
-    actors = np.zeros(envs.num_envs, int) if guide is None else position.actors
-    finals: list[tuple[int, int, np.ndarray, np.ndarray]] = []
-    keys = jax.random.split(key, num_steps)
+    frames, finals = _FrameBuffer(num_steps), final_values(learner, params, position.state)
+    rows: dict[str, list] = defaultdict(list)
+    actors = _beside(position.state, np.zeros(envs.num_envs, np.int32)) if guide is None else position.actors
+    keys = list(jax.random.split(key, num_steps))
     for t in range(num_steps):
         check_stop()
         # To an accelerator each frame goes once.
@@ -87,12 +81,14 @@ def rollout(
         if guide is not None:
             actors = guide.actors(t, actors, position.done)
             action = guide.actions(action, actors, rgb, position.state)
-        clipped = jnp.clip(action, -1.0, 1.0)
+        clipped = _clipped(action)
         if on_frames is not None:
             # Else the action would wait for what is begun here.
             jax.block_until_ready(clipped)
             on_frames(rgb, position.state)
         step = envs.step(clipped)
+        ended = step.terminated | step.truncated
+        finals.see(step, ended)
         for name, row in (
             ("state", position.state),
             ("actions", action),
@@ -101,44 +97,61 @@ def rollout(
             ("rewards", step.reward),
             ("dones", position.done),
             ("valid", step.valid),
+            ("actors", actors),
+            ("ended", ended),
+            ("success", step.episode.success),
+            ("return", step.episode.episode_return),
+            ("length", step.episode.length),
         ):
-            columns[name].append(row)
-        done = np.asarray(step.terminated) | np.asarray(step.truncated)
-        for n in np.flatnonzero(done):
-            final_rgb = np.array(step.final_rgb[n]) if drawn else None
-            finals.append((t, n, final_rgb, np.array(step.final_state[n])))
-            who = ACTORS[actors[n]]
-            episodes[who + "success"].append(float(step.episode.success[n]))
-            episodes[who + "return"].append(float(step.episode.episode_return[n]))
-            episodes[who + "length"].append(float(step.episode.length[n]))
-        position = Position(step.rgb, step.state, done | ~np.asarray(step.valid), actors)
-    values, valid = jnp.stack(columns["values"]), np.stack(columns["valid"])
-    dones, final_values = cut_lost_steps(
-        np.stack(columns["dones"]),
-        np.asarray(values),
-        _final_values(learner, params, finals, (num_steps, envs.num_envs)),
-        valid,
-    )
+            rows[name].append(row)
+        position = Position(step.rgb, step.state, ended | ~step.valid, actors)
+    columns = {name: _stacked(column) for name, column in rows.items()}
+    dones, values_of_ended = cut_lost_steps(columns["dones"], columns["values"], finals.stacked(), columns["valid"])
     collected = Rollout(
         rgb=frames.stacked() if drawn else None,
-        state=jnp.asarray(np.stack(columns["state"])),
-        actions=jnp.stack(columns["actions"]),
-        logprobs=jnp.stack(columns["logprobs"]),
-        values=values,
-        rewards=jnp.asarray(np.stack(columns["rewards"]), jnp.float32),
+        state=jnp.asarray(columns["state"]),
+        actions=columns["actions"],
+        logprobs=columns["logprobs"],
+        values=columns["values"],
+        rewards=jnp.asarray(columns["rewards"], jnp.float32),
         dones=jnp.asarray(dones, jnp.float32),
         next_done=jnp.asarray(position.done, jnp.float32),
         next_value=learner.value(params, position.rgb, position.state),
-        final_values=jnp.asarray(final_values),
+        final_values=values_of_ended,
         teacher_actions=None,
-        valid=jnp.asarray(valid),
+        valid=jnp.asarray(columns["valid"]),
     )
-    return collected, position, {name: np.array(values, np.float32) for name, values in episodes.items()}
+    return collected, position, _episodes(columns, ACTORS if guide else ACTORS[:1])
 
 
+def _episodes(columns: dict[str, jax.Array | np.ndarray], actors: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Success, return and length of the episodes that ended, by who acted; from a device in one transfer."""
+    told = jax.device_get({name: columns[name] for name in ("ended", "actors", "success", "return", "length")})
+    return {
+        who + name: told[name][told["ended"] & (told["actors"] == index)].astype(np.float32)
+        for index, who in enumerate(actors)
+        for name in ("success", "return", "length")
+    }
+
+
+def _beside(state: jax.Array | np.ndarray, array: np.ndarray) -> jax.Array | np.ndarray:
+    """`array` where the environments' arrays are, of which `state` is one."""
+    return array if isinstance(state, np.ndarray) else jax.device_put(array, state.sharding)
+
+
+def _stacked(rows: list[jax.Array] | list[np.ndarray]) -> jax.Array | np.ndarray:
+    return np.stack(rows) if isinstance(rows[0], np.ndarray) else jnp.stack(rows)
+
+
+@jax.jit
+def _clipped(actions: jax.Array) -> jax.Array:
+    return jnp.clip(actions, -1.0, 1.0)
+
+
+@jax.jit
 def cut_lost_steps(
-    dones: np.ndarray, values: np.ndarray, final_values: np.ndarray, valid: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    dones: jax.Array, values: jax.Array, final_values: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Keeps steps that were lost with their worker out of the returns of the steps before them.
 
     A lost step's observation is the last one known of its episode, so the episode is cut there as by a time limit: the
@@ -153,10 +166,8 @@ def cut_lost_steps(
     Returns:
         dones and final_values with the cuts.
     """
-    cut = ~valid & ~dones.astype(bool)
-    final_values = final_values.copy()
-    final_values[:-1] += np.where(cut[1:], values[1:], 0.0)
-    return dones | ~valid, final_values
+    cut = ~valid & ~dones
+    return dones | ~valid, final_values.at[:-1].add(jnp.where(cut[1:], values[1:], 0.0))
 
 
 class _FrameBuffer:
@@ -164,36 +175,29 @@ class _FrameBuffer:
 
     def __init__(self, num_steps: int):
         self._num_steps = num_steps
-        self._t = 0
         self._buffer: np.ndarray | jax.Array | None = None
+        self._t: int | jax.Array = 0
 
     def add(self, rgb: np.ndarray | jax.Array) -> None:
-        if self._buffer is None:
-            shape = (self._num_steps, *rgb.shape)
-            self._buffer = np.empty(shape, np.uint8) if isinstance(rgb, np.ndarray) else jnp.empty(shape, jnp.uint8)
-        if isinstance(self._buffer, np.ndarray):
+        if isinstance(rgb, np.ndarray):
+            if self._buffer is None:
+                self._buffer = np.empty((self._num_steps, *rgb.shape), np.uint8)
             self._buffer[self._t] = rgb
+            self._t += 1
+        elif self._buffer is None:
+            self._buffer, self._t = _first_frame(rgb, self._num_steps)
         else:
-            self._buffer = _write_frame(self._buffer, rgb, self._t)
-        self._t += 1
+            self._buffer, self._t = _next_frame(self._buffer, self._t, rgb)
 
     def stacked(self) -> jax.Array:
         return jnp.asarray(self._buffer)
 
 
-@jax.jit(donate_argnums=0)
-def _write_frame(buffer: jax.Array, rgb: jax.Array, t: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(buffer, rgb, t, 0)
+@partial(jax.jit, static_argnums=1)
+def _first_frame(rgb: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((num_steps, *rgb.shape), jnp.uint8).at[0].set(rgb), jnp.ones((), jnp.int32)
 
 
-def _final_values(learner: Learner, params: dict, finals: list, shape: tuple[int, int]) -> np.ndarray:
-    """V(last observation) [T, N] where an episode ended, 0 elsewhere."""
-    values = np.zeros(shape, np.float32)
-    for begin in range(0, len(finals), _FINAL_VALUE_BATCH):
-        batch = finals[begin : begin + _FINAL_VALUE_BATCH]
-        padding = [batch[-1]] * (_FINAL_VALUE_BATCH - len(batch))
-        rgb = None if batch[0][2] is None else np.stack([item[2] for item in batch + padding])
-        state = np.stack([item[3] for item in batch + padding])
-        for (t, n, _, _), value in zip(batch, np.asarray(learner.value(params, rgb, state)), strict=False):
-            values[t, n] = value
-    return values
+@jax.jit(donate_argnums=(0, 1))
+def _next_frame(buffer: jax.Array, t: jax.Array, rgb: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.dynamic_update_index_in_dim(buffer, rgb, t, 0), t + 1

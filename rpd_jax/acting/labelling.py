@@ -86,10 +86,7 @@ class Labeller:
         """
         self._unseen.append((rgb, state))
         self._ask()
-        samples = self._answers[-1]()
-        if self._steps > 1:
-            samples = samples[:, :, 0]
-        return samples[0], one_of_several(samples[:: self._sets * self._samples], self._label)
+        return _sample_and_label(self._answers[-1](), self._sets * self._samples, self._label, self._steps > 1)
 
     def _see(self, rgb: jax.Array | None, state: jax.Array) -> None:
         self._unseen.append((rgb, state))
@@ -131,6 +128,13 @@ def one_of_several(samples: Float32[Array, "K *rest A"], kind: str) -> Float32[A
         return mean
     nearest = jnp.argmin(jnp.sum(jnp.square(samples - mean), axis=-1), axis=0)
     return jnp.take_along_axis(samples, nearest[None, ..., None], axis=0)[0]
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _sample_and_label(samples, every, kind, of_chunks):
+    if of_chunks:
+        samples = samples[:, :, 0]
+    return samples[0], one_of_several(samples[::every], kind)
 
 
 def _joined(parts):

@@ -136,7 +136,7 @@ class Stage:
             guide = None
             if labeller and guidance:
                 key = jax.random.fold_in(processes.own_key(keys.policy), num_steps)
-                on_frames, guide = None, Guide(labeller, guidance, key)
+                on_frames, guide = None, Guide(labeller, guidance, key, num_steps)
             rollout, position, episodes = collect.rollout(
                 self.envs,
                 self.learner,

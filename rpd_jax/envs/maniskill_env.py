@@ -79,7 +79,7 @@ class ManiSkillEnv:
 
     def step(self, actions: jax.Array) -> Step:
         """Applies actions, float32 [N, 7], for one control step; ended episodes restart within it."""
-        actions = jnp.clip(jnp.asarray(actions, jnp.float32), -1.0, 1.0).block_until_ready()
+        actions = _clipped(actions).block_until_ready()
         obs, reward, terminated, truncated, info = self._env.step(torch.from_dlpack(actions).to(self._device))
         self._rgb, self._state = _observed(obs)
         final_rgb, final_state = self._rgb, self._state
@@ -125,6 +125,11 @@ def _observed(obs: dict) -> tuple[jax.Array | None, jax.Array]:
         return None, _to_jax(states(obs))
     # The simulator draws its next frame into the same buffer, so the copy must be done before this returns.
     return _drop_alpha(jnp.from_dlpack(rgba.contiguous())).block_until_ready(), _to_jax(states(obs))
+
+
+@jax.jit
+def _clipped(actions: jax.Array) -> jax.Array:
+    return jnp.clip(actions.astype(jnp.float32), -1.0, 1.0)
 
 
 @jax.jit

@@ -96,6 +96,7 @@ class Learner:
         self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
         self.mean_action = jax.jit(partial(network.apply, method=ActorCritic.mean_action))
         self.value = jax.jit(partial(network.apply, method=ActorCritic.value))
+        self.value_where = jax.jit(self._value_where)
 
     @property
     def num_samples(self) -> int:
@@ -237,6 +238,12 @@ class Learner:
             state=rollout.state if self.network.reads_state else None,
             teacher_actions=rollout.teacher_actions if self.algorithm.distillation else None,
         )
+
+    def _value_where(self, params, where, rgb, state):
+        """V float32 [B] of the observations that `where`, bool [B], chooses, else 0; if it chooses none, at no cost."""
+        value = partial(self.network.apply, params, rgb, state, method=ActorCritic.value)
+        nothing = partial(jnp.zeros, where.shape, jnp.float32)
+        return jax.lax.cond(where.any(), lambda: jnp.where(where, value(), 0.0), nothing)
 
     def _update_on_mesh(self, state, rollout, key, coefficients, replay, permutations, *, per_minibatch):
         check_arrays(rollout)

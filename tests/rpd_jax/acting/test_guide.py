@@ -26,7 +26,7 @@ class Recorded:
 
 def test_who_acts_is_drawn_where_an_episode_begins():
     num = 4000
-    guide = Guide(Recorded(), 0.5, KEY)
+    guide = Guide(Recorded(), 0.5, KEY, 2)
     first = guide.actors(0, None, np.zeros(num, bool))
     shares = np.bincount(first, minlength=3) / num
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.03)
@@ -34,8 +34,8 @@ def test_who_acts_is_drawn_where_an_episode_begins():
     second = guide.actors(1, first, begun)
     np.testing.assert_array_equal(second[~begun], first[~begun])
     assert 0.4 < (second[begun] != first[begun]).mean() < 0.8
-    assert not Guide(Recorded(), 0.0, KEY).actors(0, None, np.zeros(num, bool)).any()
-    assert Guide(Recorded(), 1.0, KEY).actors(0, None, np.zeros(num, bool)).all()
+    assert not Guide(Recorded(), 0.0, KEY, 1).actors(0, None, np.zeros(num, bool)).any()
+    assert Guide(Recorded(), 1.0, KEY, 1).actors(0, None, np.zeros(num, bool)).all()
     actions = guide.actions(np.zeros((num, 7)), first, None, np.zeros((num, 1)))
     np.testing.assert_array_equal(actions, np.repeat(first[:, None], 7, axis=1))
 
