@@ -58,21 +58,21 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.python = ""  # openvla, lerobot: the workers' interpreter (`make NAME-env` makes one); empty: this one
     c.teacher.devices = ("auto",)  # openvla, lerobot: a worker for each, ("cuda:0", "cuda:1"); auto: the GPU, or "cpu"
     c.teacher.temperature = 0.0  # openvla: of sampled actions; 0: the most likely action
-    c.teacher.batch_size = 32  # openvla, lerobot: frames that go through the model at a time
-    c.teacher.start_timeout = 1800.0  # seconds without news from a starting worker; openpi: without a server
-    c.teacher.request_timeout = 600.0  # seconds until a batch counts as hung; openpi: until a frame is asked again
-    c.teacher.address = ""  # openpi: ws://host:8000 of the policy server, or wss://; several with commas
-    c.teacher.connections = 4  # openpi: to each address, each with one frame on its way
-    c.teacher.api_key_file = ""  # openpi: file that holds the key; empty: the variable RPD_POLICY_API_KEY, or none
+    c.teacher.batch_size = 32  # openvla, lerobot, groot: frames that go through the model at a time
+    c.teacher.start_timeout = 1800.0  # seconds without news from a starting worker; openpi, groot: without a server
+    c.teacher.request_timeout = 600.0  # seconds until a batch counts as hung; openpi, groot: until it is asked again
+    c.teacher.address = ""  # of policy servers, with commas. openpi: ws://host:8000 or wss://; groot: tcp://host:5555
+    c.teacher.connections = 4  # openpi, groot: to each address, each with one frame (groot: one batch) on its way
+    c.teacher.api_key_file = ""  # openpi, groot: file that holds the key; empty: RPD_POLICY_API_KEY, or none
     c.teacher.observation = ConfigDict()
-    c.teacher.observation.image = "observation/image"  # openpi: the policy's name of the frame
-    c.teacher.observation.state = "observation/state"  # openpi: the policy's name of what `state` below tells it
-    c.teacher.observation.prompt = "prompt"  # openpi: the policy's name of the instruction; empty: it gets none
-    c.teacher.action_key = "actions"  # openpi: the policy's name of its actions
-    c.teacher.resize = ()  # openpi: (height, width) of the frames that are sent, px; (): as they are rendered
-    c.teacher.letterbox = True  # openpi: where they are resized, keep proportions, on black; False: stretch
+    c.teacher.observation.image = "observation/image"  # openpi, groot: the policy's name of the frame
+    c.teacher.observation.state = "observation/state"  # its name of `state` below; groot: or arm:7,gripper:2
+    c.teacher.observation.prompt = "prompt"  # openpi, groot: the policy's name of the instruction; empty: it gets none
+    c.teacher.action_key = "actions"  # openpi, groot: the policy's name of its actions; groot: several with commas
+    c.teacher.resize = ()  # openpi, groot: (height, width) of the frames that are sent, px; (): as they are rendered
+    c.teacher.letterbox = True  # openpi, groot: where they are resized, keep proportions, on black; False: stretch
     c.teacher.chunk = 1  # each label is the mean of what so many chunks in a row say of its moment; not for ppd
-    # openpi, lerobot: none | joints: 7 joints and 2 fingers (qpos) | pose: the gripper's and 2 fingers | simulator: all
+    # openpi, groot, lerobot: none | joints: 7 and 2 fingers (qpos) | pose: the gripper's, 2 fingers | simulator: all
     c.teacher.state = "none"
     c.teacher.eval_episodes = config_dict.placeholder(
         int

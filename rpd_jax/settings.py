@@ -41,14 +41,17 @@ _LONGEST_WAIT = 10**6  # seconds; the operating system counts milliseconds in 31
 _OFFSET = several(number(-100.0, 100.0), "must be three numbers (metres), such as (0.0, 0.2, 0.0).", length=3)
 _DEVICES = several(text(empty=False), "must name one device or more, such as ('cuda:0', 'cuda:1').")
 _ADDRESS = text_like(
-    r"(wss?://[^\s,/@]+(/[^\s,]*)?(,\s*(?=\w)|$))*",
-    "must be ws://host:port or wss://host:port of a policy server, several with commas between.",
+    r"((wss?://[^\s,/@]+(/[^\s,]*)?|tcp://[^\s,/@]+)(,\s*(?=\w)|$))*",
+    "must be ws://host:port or wss://host:port of a policy server (of groot: tcp://host:port), several with commas "
+    "between.",
 )
 _SIZE = several(whole(1, 4096), "must be () or height and width, 1 to 4096 pixels, such as (224, 224).", length=2)
 _RESIZE = dataclasses.replace(_SIZE, allows=lambda value: len(value) == 0 or _SIZE.allows(value))
 _COEFFICIENT = number(0, 10**6)
 # Whose fields are below; the teacher of another package may have fields of its own.
-_OUR_TEACHERS = ("octo", "openvla", "openpi", "lerobot", "student")
+_OUR_TEACHERS = ("octo", "openvla", "openpi", "groot", "lerobot", "student")
+# How the addresses of those begin that are policy servers.
+_SERVERS = {"openpi": ("ws://", "wss://"), "groot": ("tcp://",)}
 _OF_CHECKPOINTS = ("octo", "openvla", "lerobot", "student")
 # Whose checkpoints the profiles name.
 _PROFILES_TEACHER = "octo"
@@ -216,6 +219,19 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     (
         lambda c: c.teacher.name == "openpi" and c.teacher.address == "",
         "teacher.address='' names no policy server: give one, such as ws://127.0.0.1:8000.",
+    ),
+    (
+        lambda c: c.teacher.name == "groot" and c.teacher.address == "",
+        "teacher.address='' names no policy server: give one, such as tcp://127.0.0.1:5555.",
+    ),
+    (
+        lambda c: (
+            not all(
+                address.strip().startswith(_SERVERS.get(c.teacher.name, "")) for address in c.teacher.address.split(",")
+            )
+        ),
+        "teacher.address={c.teacher.address!r} is none of teacher.name={c.teacher.name!r}: openpi's servers are at "
+        "ws://host:port or wss://host:port, GR00T's at tcp://host:port.",
     ),
     (
         lambda c: c.teacher.name == "openpi" and c.teacher.observation.image == c.teacher.observation.prompt,
@@ -410,7 +426,7 @@ def _memory() -> float:
 
 def _teacher_has_own_hardware(config: ConfigDict) -> bool:
     """True if something of the teacher's hardware is idle while the environments step."""
-    if config.teacher.name == "openpi":
+    if config.teacher.name in _SERVERS:
         return True
     simulators = {"cpu"} if config.env.backend == "cpu" else {"cuda", "cuda:0"}
     default_device = "cuda" if has_cuda() else "cpu"

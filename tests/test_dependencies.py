@@ -146,6 +146,7 @@ def test_training_imports_no_extra_and_leaves_the_simulator_to_its_workers():
         ("demos", "octo_teacher.demos", ["inspect", "demos.h5"]),
         ("demos", "octo_teacher.demos", ["record", "--task=PushCube-v1", "--episodes=1", "-o", "nowhere/demos.h5"]),
         ("demos", "finetune_octo", ["--config=configs/finetune_octo.py", "--workdir=nowhere"]),
+        ("groot", "rpd_jax.evaluate", ["--config.teacher.name=groot", "--config.teacher.gripper=signed"]),
         ("openvla", "openvla_bridge.profile", ["--architecture=tiny"]),
         ("report", "rpd_jax.report", ["nowhere"]),
         ("sweep", "rpd_jax.sweep", ["configs/paper/fig3.py", "--dry_run"]),

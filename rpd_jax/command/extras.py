@@ -16,6 +16,7 @@ EXTRAS = {
     "submitit": "sweep",
     "transformers": "openvla",
     "wandb": "wandb",
+    "zmq": "groot",
 }
 
 

@@ -14,6 +14,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.evaluate.exported_policy import ExportedPolicy
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.learning.algorithms import LABELS
+from rpd_jax.robot_state import told_state
 from rpd_jax.settings import default_checkpoint
 from rpd_jax.tasks import Task
 from rpd_jax.teachers import Teacher, check_horizon, load_teacher, teacher_names
@@ -73,12 +74,16 @@ def teacher_policy(
     teacher, name = named_teacher(config, checkpoint)
     check_horizon(teacher, execute, f"--execute={execute}")
 
+    def instruction_in(task: Task) -> str:
+        _check_told(config, task)
+        return config.teacher.instruction or task.instruction
+
     def act_on(task: Task) -> Act:
-        instruction = config.teacher.instruction or task.instruction
+        instruction = instruction_in(task)
         return teacher_act(teacher, instruction) if execute == 1 else ExecutedChunks(teacher, instruction, execute)
 
     def by_labels(num_samples: int, kind: str) -> Callable[[Task], Act]:
-        return lambda task: label_act(teacher, config.teacher.instruction or task.instruction, num_samples, kind)
+        return lambda task: label_act(teacher, instruction_in(task), num_samples, kind)
 
     ways = {
         "one sample" if number == 1 else f"{kind} of {number}": by_labels(number, kind)
@@ -94,6 +99,16 @@ def teacher_policy(
         task=config.env.task,
         close=teacher.close,
     )
+
+
+def _check_told(config: ConfigDict, task: Task) -> None:
+    """Raises UserError if what the teacher is told stands elsewhere in the states of a task."""
+    kind, loaded_for = config.teacher.state, config.env.task
+    if task.env_id != loaded_for and told_state(kind, task.env_id) != told_state(kind, loaded_for):
+        raise UserError(
+            f"teacher.state={kind!r} stands elsewhere in the states of {task.env_id} than in those of {loaded_for}: "
+            f"give this task a command of its own, with --config.env.task={task.env_id}."
+        )
 
 
 def named_teacher(config: ConfigDict, checkpoint: str | None = None) -> tuple[Teacher, str]:

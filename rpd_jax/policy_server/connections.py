@@ -5,49 +5,21 @@ All state belongs to one thread with an event loop; the callers' thread hands re
 
 import asyncio
 import dataclasses
-import errno
 import math
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
-from urllib.parse import urlsplit
-
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
 
 from rpd_jax.errors import UserError
-from rpd_jax.policy_server import wire
-from rpd_jax.policy_server.api_key import VARIABLE
+from rpd_jax.policy_server.protocol import PATIENCE, Link, Lost, PolicyProtocol
 
-# A frame that so many connections in a row were late with, or were lost with, is not asked again.
+# A request that so many connections in a row were late with, or were lost with, is not asked again.
 _TRIES = 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts to connect
-_PATIENCE = 2.0  # seconds that a server takes to answer until that is told
-# Of HTTP: a proxy in front of a server that is about to come back.
-_FOR_NOW = (502, 503, 504)
-# With these codes our end closes a connection whose other end broke the rules (RFC 6455, section 7.4.1).
-_BROKEN_RULES = (1002, 1003, 1007)
-_TOO_BIG = 1009
-
-
-class Lost(Exception):
-    """A connection that may be made again; says why it is gone."""
-
-
 _SILENT = Lost("it does not answer")
-
-
-class _ImpatientConnection(ClientConnection):
-    """Does not wait for a server that broke the rules to close the connection."""
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.protocol.parser_exc is not None:
-            self.transport.abort()
 
 
 @dataclasses.dataclass(eq=False)
@@ -55,13 +27,13 @@ class Batch:
     """Requests that were given together.
 
     Attributes:
-        encode: makes message number i.
+        message: makes message number i.
         take: is given i, the answer as it was decoded, and the address that it came from; may raise UserError.
         unanswered: requests without an answer.
         done: is set when there is none left, or fails.
     """
 
-    encode: Callable[[int], bytes]
+    message: Callable[[int], Any]
     take: Callable[[int, Any, str], None]
     unanswered: int
     done: Future = dataclasses.field(default_factory=Future)
@@ -85,9 +57,9 @@ class Connections:
         metadata: what each address said of itself at its first connection.
 
     Args:
-        addresses: ws://host:port or wss://host:port.
+        addresses: of the servers, as the protocol writes them.
+        protocol: that they speak.
         each: connections to each address.
-        api_key: for the header `Authorization: Api-Key KEY`, or None.
         start_timeout: seconds that a server is waited for, at the start and when it was lost.
         request_timeout: seconds until a request is asked again, of another server where there is one.
         say: is told what is waited for.
@@ -99,15 +71,14 @@ class Connections:
     def __init__(
         self,
         addresses: Sequence[str],
+        protocol: PolicyProtocol,
         *,
         each: int,
-        api_key: str | None,
         start_timeout: float,
         request_timeout: float,
         say: Callable[[str], None],
     ):
-        self._addresses = tuple(dict.fromkeys(addresses))
-        self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        self._addresses, self._protocol = tuple(dict.fromkeys(addresses)), protocol
         self._start_timeout, self._request_timeout, self._say = start_timeout, request_timeout, say
         self.metadata: dict[str, dict] = {}
         self._greeted = Future()
@@ -151,6 +122,7 @@ class Connections:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._protocol.close()
 
     async def _queue(self, batch: Batch) -> None:
         if not batch.unanswered:
@@ -182,13 +154,13 @@ class Connections:
         before = ""
         try:
             while self._failure is None:
-                socket = await self._connect(address, before)
+                link = await self._connect(address, before)
                 self._connected[address] += 1
                 await self._tell()
                 made_at = time.monotonic()
                 try:
                     while True:
-                        await self._exchange(socket, address, made_at, await self._next(address))
+                        await self._exchange(link, address, made_at, await self._next(address))
                 except Lost as loss:
                     before = f"{loss}, and then "
                     if address not in self._told_lost:
@@ -196,7 +168,7 @@ class Connections:
                         self._say(f"{address}: {loss}; connecting again.")
                 finally:
                     self._connected[address] -= 1
-                    socket.transport.abort()
+                    link.abort()
                     await self._tell()
         except UserError as error:
             await self._fail(error)
@@ -206,7 +178,7 @@ class Connections:
             await self._fail(UserError(f"{address}: {type(error).__name__}: {error}."))
             raise
 
-    async def _connect(self, address: str, before: str) -> ClientConnection:
+    async def _connect(self, address: str, before: str) -> Link:
         """A connection whose server has introduced itself; `before` says why the one before it was lost."""
         deadline, pause = time.monotonic() + self._start_timeout, _FIRST_PAUSE
         while True:
@@ -235,79 +207,24 @@ class Connections:
 
     async def _watch(self, address: str) -> None:
         """Looks why a server takes long to answer: it may compute, or speak another protocol and wait as we do."""
-        await asyncio.sleep(_PATIENCE)
+        await asyncio.sleep(PATIENCE)
         self._tell_waiting(address, _SILENT)
-        first = await _first_word(address)
-        if first:
-            await self._fail(_no_policy_server(address, f"it speaks first, with {first!r}"))
+        stranger = await self._protocol.stranger(address)
+        if stranger is not None:
+            await self._fail(stranger)
 
-    async def _greet(self, address: str, deadline: float) -> ClientConnection:
+    async def _greet(self, address: str, deadline: float) -> Link:
         """One attempt to connect; raises Lost where another one may succeed."""
-        socket = None
         try:
             async with asyncio.timeout_at(self._loop.time() + max(0.01, deadline - time.monotonic())):
-                # No pings: a server that computes in its event loop, as openpi's does, answers none meanwhile. And
-                # no proxy: these are machines nearby.
-                socket = await connect(
-                    address,
-                    additional_headers=self._headers,
-                    compression=None,
-                    max_size=wire.MAX_MESSAGE,
-                    open_timeout=None,
-                    ping_interval=None,
-                    proxy=None,
-                    create_connection=_ImpatientConnection,
-                    close_timeout=1.0,
-                ).__aenter__()
-                metadata = _content(await socket.recv(), address)
-        except BaseException as error:
-            if socket is not None:
-                socket.transport.abort()
-            raise self._explained(error, address) from None
-        if not isinstance(metadata, dict):
-            socket.transport.abort()
-            raise UserError(
-                f"{address} introduces itself with a {type(metadata).__name__} instead of a map: it is no policy "
-                "server of openpi's protocol, so mend teacher.address."
-            )
+                link, metadata = await self._protocol.connect(address)
+        except TimeoutError:
+            raise _SILENT from None
         self.metadata.setdefault(address, metadata)
         self._told_lost.discard(address)
         if len(self.metadata) == len(self._addresses) and not self._greeted.done():
             self._greeted.set_result(None)
-        return socket
-
-    def _explained(self, error: BaseException, address: str) -> BaseException:
-        """What an error of a connection means: Lost, if another attempt may succeed, or a UserError."""
-        if isinstance(error, TimeoutError):
-            return _SILENT
-        if isinstance(error, InvalidStatus):
-            status = error.response.status_code
-            if status in (401, 403):
-                return UserError(
-                    f"{address} refuses the API key (HTTP {status}): put the right one in the file that "
-                    f"teacher.api_key_file names, or in {VARIABLE}."
-                )
-            if status in _FOR_NOW:
-                return Lost(f"HTTP {status}")
-            return _no_policy_server(address, f"HTTP {status}")
-        if isinstance(error, ConnectionClosed):
-            code = error.sent.code if error.sent else None
-            if code == _TOO_BIG:
-                return UserError(
-                    f"{address} sent a message of more than {wire.MAX_MESSAGE >> 20} MiB, which no policy's answer is: "
-                    "mend teacher.address, or that server."
-                )
-            if code in _BROKEN_RULES:
-                return _no_policy_server(address, error.sent.reason or "no WebSocket")
-            return Lost("the connection was closed")
-        if isinstance(error, OSError) or (
-            isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError | ConnectionError)
-        ):
-            cause = os.strerror(error.errno).lower() if getattr(error, "errno", None) in errno.errorcode else str(error)
-            return Lost((cause or "the connection was closed").split("\n")[0])
-        if isinstance(error, InvalidHandshake | WebSocketException):
-            return _no_policy_server(address, str(error.__cause__ or error).split("\n")[0])
-        return error
+        return link
 
     async def _next(self, address: str) -> _Request:
         """Takes the first request that this address may be asked; waits for one."""
@@ -320,7 +237,7 @@ class Connections:
                         return request
                 await self._news.wait()
 
-    async def _exchange(self, socket: ClientConnection, address: str, made_at: float, request: _Request) -> None:
+    async def _exchange(self, link: Link, address: str, made_at: float, request: _Request) -> None:
         """Asks one request; where the connection is lost instead of an answer, the request waits again.
 
         Args:
@@ -331,19 +248,16 @@ class Connections:
             return
         try:
             async with asyncio.timeout(self._request_timeout):
-                await socket.send(batch.encode(request.index))
-                answer = _content(await socket.recv(), address)
-        except (TimeoutError, OSError, WebSocketException) as error:
-            late = isinstance(error, TimeoutError)
+                answer = await link.ask(batch.message(request.index))
+        except TimeoutError:
             seconds = f"teacher.request_timeout={self._request_timeout:g} seconds"
-            loss = Lost(f"no answer within {seconds}") if late else self._explained(error, address)
-            if isinstance(loss, Lost):
-                self._waiting.appendleft(request)
-                if late:
-                    _count_late(request, address, seconds)
-                else:
-                    _count_lost(request, address, made_at)
-            raise loss from None
+            self._waiting.appendleft(request)
+            _count_late(request, address, seconds)
+            raise Lost(f"no answer within {seconds}") from None
+        except Lost as loss:
+            self._waiting.appendleft(request)
+            _count_lost(request, address, made_at, loss)
+            raise
         batch.take(request.index, answer, address)
         batch.unanswered -= 1
         if not batch.unanswered:
@@ -360,52 +274,13 @@ def _count_late(request: _Request, address: str, seconds: str) -> None:
         )
 
 
-def _count_lost(request: _Request, address: str, made_at: float) -> None:
+def _count_lost(request: _Request, address: str, made_at: float, loss: Lost) -> None:
     """A server that goes away takes all its connections along: those made before the last loss count with it."""
     if made_at <= request.lost_at:
         return
     request.lost, request.lost_at = request.lost + 1, time.monotonic()
     if request.lost == _TRIES:
         raise UserError(
-            f"{address} closed the connection instead of an answer, {_TRIES} times with the same frame: see what that "
-            "server says."
+            f"{address} closed the connection instead of an answer, {_TRIES} times with the same frame"
+            f"{loss.perhaps}: see what that server says."
         )
-
-
-def _content(frame: bytes | str, address: str) -> Any:
-    """What a message holds; a text is the server's error."""
-    if isinstance(frame, str):
-        last = frame.strip().splitlines()[-1].strip() if frame.strip() else "an empty text"
-        raise UserError(
-            f"{address} failed ({last[:300]}): see what that server says, and whether teacher.observation has the "
-            "names that its policy wants.",
-            details=frame,
-        )
-    try:
-        return wire.decode(frame)
-    except wire.WireError as error:
-        raise UserError(
-            f"{address} sent {error}: it does not keep openpi's protocol, so mend teacher.address, or that server."
-        ) from None
-
-
-async def _first_word(address: str) -> bytes:
-    """What a server says to somebody who says nothing: a WebSocket nothing, ZeroMQ (GR00T's) its greeting."""
-    place, writer = urlsplit(address), None
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            port = place.port or (443 if place.scheme == "wss" else 80)
-            reader, writer = await asyncio.open_connection(place.hostname, port)
-            return await reader.read(10)
-    except OSError:
-        return b""
-    finally:
-        if writer is not None:
-            writer.close()
-
-
-def _no_policy_server(address: str, cause: str) -> UserError:
-    return UserError(
-        f"{address} is no policy server of openpi's protocol ({cause}): give teacher.address one, such as "
-        "ws://127.0.0.1:8000."
-    )

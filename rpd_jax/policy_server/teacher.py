@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from rpd_jax.action_convention import ACTION_DIM, check_action_dim, choose_gripper, gripper_to_environment
 from rpd_jax.errors import UserError
-from rpd_jax.policy_server import wire
+from rpd_jax.policy_server.answers import first_actions, no_such_key
 from rpd_jax.policy_server.api_key import read_api_key
 from rpd_jax.policy_server.connections import Batch, Connections
 from rpd_jax.policy_server.observation import ObservationMap
+from rpd_jax.policy_server.openpi import OpenPi
 from rpd_jax.policy_server.seeding import FRAME, KEY, SAMPLES, SEEDED, STEPS
 from rpd_jax.robot_state import told_state
 from rpd_jax.teachers import check_frames, print_to_stderr
@@ -67,8 +68,8 @@ class PolicyServerTeacher:
         self.worthwhile_batch, self.sees_state = connections * len(addresses), observation.told.size != 0
         self._connections = Connections(
             addresses,
+            OpenPi(api_key),
             each=connections,
-            api_key=api_key,
             start_timeout=start_timeout,
             request_timeout=request_timeout,
             say=say,
@@ -141,18 +142,18 @@ class PolicyServerTeacher:
         actions = np.empty((num_samples, len(frames), steps or 1, ACTION_DIM), np.float32)
         together = num_samples if self._seeded else 1
 
-        def encode(index: int) -> bytes:
+        def message_of(index: int) -> dict:
             frame = index % len(frames)
             message = self._observation.observation(frames[frame], instruction, told[frame])
             if self._seeded:
                 message |= {KEY: words, FRAME: first_frame + frame, SAMPLES: num_samples, STEPS: steps or 1}
-            return wire.encode(message)
+            return message
 
         def take(index: int, answer: Any, address: str) -> None:
             sample, frame = divmod(index, len(frames))
             actions[sample : sample + together, frame] = self._actions(answer, together, steps or 1, address)
 
-        batch = Batch(encode, take, num_samples // together * len(frames))
+        batch = Batch(message_of, take, num_samples // together * len(frames))
         self._connections.ask(batch)
 
         def finish() -> jax.Array:
@@ -169,11 +170,7 @@ class PolicyServerTeacher:
     def _actions(self, answer: Any, samples: int, steps: int, address: str) -> np.ndarray:
         """The first `steps` actions of each chunk of an answer, float32 [samples, steps, 7]."""
         if not isinstance(answer, dict) or self._action_key not in answer:
-            there = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
-            raise UserError(
-                f"An answer of {address} holds no {self._action_key!r} (it holds: {there[:200]}): set "
-                "teacher.action_key."
-            )
+            raise no_such_key(self._action_key, answer, address)
         chunk = np.asarray(answer[self._action_key])
         wanted = "[samples, horizon, 7]" if self._seeded else "[horizon, 7] or [7]"
         if chunk.dtype.kind not in "fiu" or not self._fits(chunk.shape, samples):
@@ -182,17 +179,7 @@ class PolicyServerTeacher:
                 f"{wanted} (pd_ee_delta_pose: translation, rotation, gripper): serve a policy that gives those."
             )
         chunks = chunk.reshape(samples, -1, ACTION_DIM)
-        if chunks.shape[1] < steps:
-            raise UserError(
-                f"{address} answers {chunks.shape[1]} action{'s' * (chunks.shape[1] > 1)} at a time, and {steps} are "
-                "wanted: lower teacher.chunk, or --execute."
-            )
-        first = chunks[:, :steps]
-        if not np.isfinite(first).all():
-            odd = first[~np.isfinite(first).all(axis=-1)][0]
-            numbers = ", ".join(f"{number:g}" for number in odd)
-            raise UserError(f"{address} answers actions that are not finite ({numbers}): see that policy.")
-        return first.astype(np.float32)
+        return first_actions(chunks, steps, address)
 
     def _fits(self, shape: tuple[int, ...], samples: int) -> bool:
         leading = shape[:-1]

@@ -64,13 +64,14 @@ def _pack(value: Any) -> Any:
 
 def _unpack(found: dict) -> Any:
     if _ARRAY in found:
-        return _array(found.get(_DATA), _dtype(found.get(_DTYPE)), found.get(_SHAPE))
+        return plain_array(found.get(_DATA), plain_dtype(found.get(_DTYPE)), found.get(_SHAPE))
     if _SCALAR in found:
-        return _scalar(found.get(_DATA), _dtype(found.get(_DTYPE)))
+        return _scalar(found.get(_DATA), plain_dtype(found.get(_DTYPE)))
     return found
 
 
-def _dtype(name: Any) -> np.dtype:
+def plain_dtype(name: Any) -> np.dtype:
+    """The type of that name; raises WireError unless it is one of booleans, numbers or text."""
     # numpy reads records, objects and whole shapes out of such names: only plain ones reach it.
     if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
         raise WireError(f"an array of type {str(name)[:40]!r}, which is not in the protocol")
@@ -80,7 +81,8 @@ def _dtype(name: Any) -> np.dtype:
         raise WireError(f"an array of type {name!r}, which numpy does not know") from None
 
 
-def _array(data: Any, dtype: np.dtype, shape: Any) -> np.ndarray:
+def plain_array(data: Any, dtype: np.dtype, shape: Any) -> np.ndarray:
+    """An array of bytes; raises WireError unless they are as many as its shape claims."""
     lengths = shape if isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS else [-1]
     if not isinstance(data, bytes) or any(type(length) is not int or length < 0 for length in lengths):
         raise WireError("an array without bytes or without a shape")

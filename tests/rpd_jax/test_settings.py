@@ -64,6 +64,9 @@ BAD = {
         "ws://a,b",
         "ws://a,",
         "ws://key@a",
+        "tcp://",
+        "tcp://a/b",
+        "udp://a:5555",
     ],
     "teacher.connections": [0, 10**6, 1.5],
     "teacher.api_key_file": [None, "\0"],
@@ -254,6 +257,18 @@ def test_the_last_values_that_work_are_taken(path, value):
         ({"algorithm": "dagger", "distill.coef": 0.0}, "distill.coef=0.0 leaves dagger nothing to learn"),
         ({"distill.anneal_steps": 0}, "distill.schedule='cosine' needs distill.anneal_steps of at least 1"),
         ({"teacher.name": "openpi"}, "teacher.address='' names no policy server"),
+        (
+            {"teacher.name": "groot"},
+            "teacher.address='' names no policy server: give one, such as tcp://127.0.0.1:5555",
+        ),
+        (
+            {"teacher.name": "groot", "teacher.address": "tcp://a:5555, ws://b:8000"},
+            "teacher.address='tcp://a:5555, ws://b:8000' is none of teacher.name='groot'",
+        ),
+        (
+            {"teacher.name": "openpi", "teacher.address": "tcp://a:5555"},
+            "teacher.address='tcp://a:5555' is none of teacher.name='openpi': openpi's servers are at ws://host:port",
+        ),
         (
             {"teacher.name": "openpi", "teacher.address": "ws://a", "teacher.observation.prompt": "observation/image"},
             "teacher.observation.image and teacher.observation.prompt must differ",

@@ -159,6 +159,7 @@ def test_labels_of_several_chunks_begin_as_they_are_and_become_means(collected):
         ({}, "off"),  # Octo on the cores that simulate
         ({"teacher.overlap": "on"}, "on"),
         ({"teacher.name": "openpi", "teacher.address": "ws://127.0.0.1:8000"}, "on"),
+        ({"teacher.name": "groot", "teacher.address": "tcp://127.0.0.1:5555"}, "on"),
         ({"teacher.name": "openvla", "teacher.devices": ("auto",)}, "off"),
         ({"teacher.name": "openvla", "teacher.devices": ("cpu", "cuda:0")}, "on"),
         ({"teacher.name": "openvla", "teacher.devices": ("cuda:0",), "env.backend": "gpu"}, "off"),

@@ -28,7 +28,7 @@ def openpi_python() -> str:
 class Peer:
     """A server that is running; `address` is where."""
 
-    def __init__(self, script: str, *arguments: object, python: str = sys.executable):
+    def __init__(self, script: str, *arguments: object, python: str = sys.executable, scheme: str = "ws"):
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]) if python == sys.executable else ""
         self.process = subprocess.Popen(
             [python, str(HERE / script), *map(str, arguments)],
@@ -39,7 +39,7 @@ class Peer:
         line = self.process.stdout.readline()
         assert line.startswith("listening "), line
         self.port = int(line.split()[1])
-        self.address = f"ws://127.0.0.1:{self.port}"
+        self.address = f"{scheme}://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
         """Ends it as a crash would."""

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from peers import peer, random_frames
 
+from configs import default
 from octo_teacher.teacher import OctoTeacher
 from rpd_jax import tasks
 from rpd_jax.errors import UserError
+from rpd_jax.evaluate.policies import teacher_policy
 from rpd_jax.policy_server.observation import ObservationMap
 from rpd_jax.robot_state import told_state
 from rpd_jax.teachers import sees_state
@@ -82,6 +84,24 @@ def test_a_policy_is_told_the_state_that_it_wants_bit_for_bit(kind, openpi_peer,
             teacher.act(random_frames(6), "push", KEY)
         with pytest.raises(UserError, match=r"needs states of 6 frames with \d+ numbers or more; these are \[5, 42\]"):
             teacher.act(random_frames(6), "push", KEY, state=states[:5])
+
+
+def test_a_pose_that_stands_elsewhere_in_another_task_s_states_is_not_evaluated_there(openpi_peer):
+    """One teacher is loaded for all tasks of a command, for env.task."""
+    config = default.get_config("PushCube-v1")
+    with openpi_peer("tells the state") as server:
+        settings = {"name": "openpi", "address": server.address, "gripper": "signed", "state": "pose"}
+        config.teacher.update(settings)
+        policy = teacher_policy(config)
+        try:
+            for way in policy.ways_to_act.values():
+                way(tasks.find_task("PullCube-v1"))
+                with pytest.raises(
+                    UserError, match=r"'pose' stands elsewhere in the states of PickCube-v1 than in those"
+                ):
+                    way(tasks.find_task("PickCube-v1"))
+        finally:
+            policy.close()
 
 
 def test_a_policy_is_not_told_what_it_is_not_to_be_told(openpi_peer, teacher_of):

@@ -1,0 +1,216 @@
+"""A policy behind GR00T's ZeroMQ as a teacher: implements `rpd_jax.teachers.Teacher`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rpd_jax.action_convention import ACTION_DIM, choose_gripper, gripper_to_environment
+from rpd_jax.errors import UserError
+from rpd_jax.policy_server.answers import first_actions, no_such_key
+from rpd_jax.policy_server.api_key import read_api_key
+from rpd_jax.policy_server.connections import Batch, Connections
+from rpd_jax.policy_server.groot_observation import GrootMap, state_parts
+from rpd_jax.robot_state import told_state
+from rpd_jax.teachers import check_frames, print_to_stderr
+
+
+class GrootTeacher:
+    """Labels frames with the first action of the chunk that a policy server answers, `batch_size` frames a request.
+
+    The gripper is turned into the environment's (+1 = open), and all is clipped to [-1, 1]. The protocol knows no seed:
+    a policy that samples draws new noise whenever it is asked, and `key` has no effect on it.
+
+    Attributes:
+        horizon: actions of a chunk, if all servers say so; else None.
+        sees_state: whether the policy is told the robot's state besides.
+        worthwhile_batch: what keeps all servers busy with batches of `batch_size`.
+
+    Args:
+        addresses: of the servers, tcp://host:port; all are to serve the same policy.
+        observation: what a request holds.
+        action_keys: names of the answer's actions [B, horizon, d], which have seven numbers one after the other.
+        gripper: what the gripper's number means, see `action_convention.choose_gripper`; "auto" is refused.
+        batch_size: frames of a request.
+        connections: to each address.
+        api_key: sent to all of them, or None.
+        start_timeout: seconds that a server is waited for.
+        request_timeout: seconds until a batch is asked again elsewhere.
+        say: is told what is waited for.
+
+    Raises:
+        UserError: no servers, or none that can be a teacher.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        observation: GrootMap,
+        *,
+        action_keys: Sequence[str],
+        gripper: str = "auto",
+        batch_size: int = 32,
+        connections: int = 4,
+        api_key: str | None = None,
+        start_timeout: float = 1800.0,
+        request_timeout: float = 600.0,
+        say: Callable[[str], None] = print_to_stderr,
+    ):
+        from rpd_jax.policy_server.groot import Groot  # pyzmq is an extra
+
+        if not addresses:
+            raise UserError("teacher.address='' names no policy server: give one, such as tcp://127.0.0.1:5555.")
+        self._observation, self._action_keys, self._batch_size = observation, tuple(action_keys), batch_size
+        self.sees_state, self.worthwhile_batch = observation.told.size != 0, batch_size * len(addresses)
+        self._gripper, note = choose_gripper(gripper, {}, f"what {' and '.join(addresses)} says of itself")
+        self._connections = Connections(
+            addresses,
+            Groot(api_key),
+            each=connections,
+            start_timeout=start_timeout,
+            request_timeout=request_timeout,
+            say=say,
+        )
+        try:
+            horizons = [self._checked(*said) for said in self._connections.metadata.items()]
+        except BaseException:
+            self.close()
+            raise
+        self.horizon: int | None = None if None in horizons else min(horizons)
+        say(f"Policy server: {note}.")
+
+    def act(
+        self,
+        rgb: jax.Array,
+        instruction: str,
+        key: jax.Array,
+        num_samples: int = 1,
+        first_frame: int = 0,
+        steps: int | None = None,
+        state: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
+
+        Args:
+            rgb: uint8 [B, H, W, 3].
+            instruction: the sentence that all frames share.
+            key: counts for nothing.
+            num_samples: S; all frames are asked for so many times.
+            first_frame: counts for nothing.
+            steps: how many actions of each chunk; None: the first one, without an axis for them.
+            state: float32 [B, D], the simulator's; needed if `sees_state`.
+
+        Returns:
+            float32 [S, B, 7] in [-1, 1], or [S, B, steps, 7].
+
+        Raises:
+            UserError: a server failed, was lost for too long, or answered what cannot be a label.
+        """
+        return self.begin(rgb, instruction, key, num_samples, first_frame, steps, state)()
+
+    def begin(
+        self,
+        rgb: jax.Array,
+        instruction: str,
+        key: jax.Array,
+        num_samples: int = 1,
+        first_frame: int = 0,
+        steps: int | None = None,
+        state: jax.Array | None = None,
+    ) -> Callable[[], jax.Array]:
+        """Like `act`, but returns at once; see `rpd_jax.teachers.Teacher`."""
+        check_frames(rgb)
+        frames = np.asarray(rgb)
+        told = self._observation.told.of(state, len(frames))
+        actions = np.empty((num_samples, len(frames), steps or 1, ACTION_DIM), np.float32)
+        parts = -(-len(frames) // self._batch_size)
+
+        def rows_of(index: int) -> tuple[int, slice]:
+            sample, part = divmod(index, parts)
+            return sample, slice(part * self._batch_size, min((part + 1) * self._batch_size, len(frames)))
+
+        def message(index: int) -> dict:
+            _, rows = rows_of(index)
+            return self._observation.observation(frames[rows], instruction, told[rows])
+
+        def take(index: int, answer: Any, address: str) -> None:
+            sample, rows = rows_of(index)
+            actions[sample, rows] = self._actions(answer, rows.stop - rows.start, steps or 1, address)
+
+        batch = Batch(message, take, num_samples * parts)
+        self._connections.ask(batch)
+
+        def finish() -> jax.Array:
+            batch.done.result()
+            found = jnp.asarray(actions if steps else actions[:, :, 0])
+            return jnp.clip(gripper_to_environment(found, self._gripper), -1.0, 1.0)
+
+        return finish
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._connections.close()
+
+    def _checked(self, address: str, modalities: dict) -> int | None:
+        """The actions of a chunk of a server whose policy sees and gives what it should, as far as it says that."""
+        self._observation.check(modalities, address)
+        if "action" not in modalities:
+            return None
+        there = modalities["action"].names
+        missing = [key for key in self._action_keys if key not in there]
+        if missing:
+            raise UserError(
+                f"The policy of {address} gives the actions {', '.join(there)[:200] or 'nothing'}, and {missing[0]!r} "
+                "is none of them: set teacher.action_key to the names of translation, rotation and gripper, in order."
+            )
+        return modalities["action"].moments
+
+    def _actions(self, answer: Any, frames: int, steps: int, address: str) -> np.ndarray:
+        """The first `steps` actions of each frame's chunk of an answer, float32 [B, steps, 7]."""
+        answer = answer[0] if isinstance(answer, list) and answer else answer  # behind it stands what else there is
+        for key in self._action_keys:
+            if not isinstance(answer, dict) or key not in answer:
+                raise no_such_key(key, answer, address)
+        parts = [answer[key] for key in self._action_keys]
+        fit = all(isinstance(part, np.ndarray) and part.dtype.kind in "fiu" for part in parts)
+        fit = fit and all(part.ndim == 3 and len(part) == frames for part in parts)
+        fit = fit and len({part.shape[1] for part in parts}) == 1 and parts[0].shape[1] > 0
+        if not fit or sum(part.shape[2] for part in parts) != ACTION_DIM:
+            found = ", ".join(
+                f"{part.dtype} {list(part.shape)}" if isinstance(part, np.ndarray) else type(part).__name__
+                for part in parts
+            )
+            raise UserError(
+                f"{address} answers actions of {found}; a teacher's are numbers of the shape [{frames}, horizon, 7], "
+                "all names of teacher.action_key together (pd_ee_delta_pose: translation, rotation, gripper): serve a "
+                "policy that gives those."
+            )
+        return first_actions(np.concatenate(parts, axis=2), steps, address)
+
+
+def load(config: ConfigDict) -> GrootTeacher:
+    """The teacher `groot` of `rpd_jax.teachers`: reads `config.teacher` and `config.env.task`."""
+    settings = config.teacher
+    names, told = settings.observation, told_state(settings.state, config.env.task)
+    observation = GrootMap(
+        names.image.removeprefix("video."),
+        names.prompt.removeprefix("language."),
+        state_parts(names.state, told),
+        told,
+        tuple(settings.resize),
+        settings.letterbox,
+    )
+    return GrootTeacher(
+        [address.strip() for address in settings.address.split(",") if address.strip()],
+        observation,
+        action_keys=[key.strip().removeprefix("action.") for key in settings.action_key.split(",")],
+        gripper=settings.gripper,
+        batch_size=settings.batch_size,
+        connections=settings.connections,
+        api_key=read_api_key(settings.api_key_file, "teacher.api_key_file"),
+        start_timeout=settings.start_timeout,
+        request_timeout=settings.request_timeout,
+    )
