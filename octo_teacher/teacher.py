@@ -19,7 +19,8 @@ from octo_teacher.action_statistics import (
     read_statistics,
 )
 from octo_teacher.embedded import DEFAULT, find_checkpoint
-from octo_teacher.model.action_heads import DiffusionActionHead, SamplingNoise
+from octo_teacher.model.action_heads import SamplingNoise
+from octo_teacher.model.named_parts import DENOISING_HEADS, DiffusionActionHead, UNetDDPMActionHead
 from octo_teacher.model.octo_module import OctoModule, Prefix
 from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
 from octo_teacher.octo_model import OctoModel
@@ -220,15 +221,16 @@ class OctoTeacher:
         self._prefixes.clear()
 
     def tasks(self, instruction: str) -> dict[str, Any]:
-        """Returns the task dict of one row, without goal images: missing ones count as the black images they are."""
+        """Returns the task dict of one row, without goal images: missing ones count as the black images they are.
+
+        What else of a task conditions an image encoder is zeros, as everywhere where a task has only a sentence.
+        """
         tasks = self.model.create_tasks(texts=[instruction])
-        return jax.tree.map(
-            jnp.asarray,
-            {
-                "language_instruction": tasks["language_instruction"],
-                "pad_mask_dict": {"language_instruction": tasks["pad_mask_dict"]["language_instruction"]},
-            },
-        )
+        wanted = {"language_instruction"}
+        for tokenizer in self.model.module.octo_transformer.observation_tokenizers.values():
+            wanted |= set(tokenizer.task_film_keys) if isinstance(tokenizer, ImageTokenizer) else set()
+        flags = {key: tasks["pad_mask_dict"][key] for key in wanted}
+        return jax.tree.map(jnp.asarray, {**{key: tasks[key] for key in wanted}, "pad_mask_dict": flags})
 
     def _arguments(self, instruction: str, num_samples: int) -> tuple[Any, ...]:
         if instruction not in self._prefixes:
@@ -272,7 +274,9 @@ def cast_weights(params: Mapping[str, Any], dtype: Any) -> Mapping[str, Any]:
     return params if dtype == jnp.float32 else jax.tree_util.tree_map_with_path(cast, params)
 
 
-def frame_noise(key: jax.Array, frames: jax.Array, num_samples: int, head: DiffusionActionHead) -> SamplingNoise:
+def frame_noise(
+    key: jax.Array, frames: jax.Array, num_samples: int, head: DiffusionActionHead | UNetDDPMActionHead
+) -> SamplingNoise:
     """The random numbers with which frame number `frames[i]` is sampled; frames int [B]."""
     steps, size = head.diffusion_steps, head.action_horizon * head.action_dim
 
@@ -325,7 +329,7 @@ def _normalised_chunks(
         rgb = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
     head = module.heads["action"]
     noise = None
-    if isinstance(head, DiffusionActionHead):
+    if isinstance(head, DENOISING_HEADS):
         noise = frame_noise(key, start + jnp.arange(batch), num_samples, head)
     return module.apply(
         {"params": params},

@@ -146,7 +146,9 @@ def _example_batch(
     goal_keys = [
         key
         for spec in network["observation_tokenizers"].values()
-        for key in matching_keys(spec["kwargs"].get("task_stack_keys") or (), images)
+        for key in images
+        if matching_keys(spec["kwargs"].get("task_stack_keys") or (), [key])
+        or key in (spec["kwargs"].get("task_film_keys") or ())
     ]
     task: dict[str, Any] = {key: images[key][:, 0] for key in goal_keys}
     flags = {key: np.ones(1, bool) for key in goal_keys}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from octo_teacher.model.diffusion import ScoreActor, cosine_beta_schedule
+from octo_teacher.model.diffusion import ScoreActor, noise_schedule
 from octo_teacher.model.token_groups import TokenGroup
 from octo_teacher.model.tokenizers import bin_thresholds, to_bins
 from octo_teacher.model.transformer import MAPHead
@@ -53,19 +53,16 @@ def _check_loss_type(loss_type: str) -> None:
         raise UserError(f"loss_type={loss_type!r} of an action head is not implemented: known are mse, l1.")
 
 
-class ActionHead(nn.Module):
-    """What all heads share: pooling of the tokens of one group into one embedding per timestep.
+class TokenReader(nn.Module):
+    """What all heads share: the tokens of one group.
+
+    Fields of heads are in the order of the original's, in which a config.json may give them without names.
 
     Attributes:
         readout_key: the group: a readout, observations or tasks, see `octo_module.group_names`.
-        use_map: attention pooling instead of the mean.
-        action_horizon, action_dim: shape of an action chunk.
     """
 
     readout_key: str
-    use_map: bool = False
-    action_horizon: int = 1
-    action_dim: int = 7
 
     def tokens(self, outputs: Outputs) -> TokenGroup:
         """Returns the group that the head reads, tokens [B, W, n, d]; those of a task are the same at every timestep.
@@ -88,6 +85,17 @@ class ActionHead(nn.Module):
             jnp.broadcast_to(group.tokens[:, None], shape), jnp.broadcast_to(group.mask[:, None], shape[:-1])
         )
 
+
+class ActionHead(TokenReader):
+    """Pools the tokens into one embedding per timestep.
+
+    Attributes:
+        use_map: attention pooling instead of the mean.
+        action_horizon, action_dim: (of every head) shape of an action chunk.
+    """
+
+    use_map: bool = False
+
     def embed(self, outputs: Outputs, *, train: bool) -> jax.Array:
         """Returns float32 [B, W, d]: the mean over all tokens, or attention pooling of the visible ones."""
         group = self.tokens(outputs)
@@ -99,6 +107,8 @@ class ActionHead(nn.Module):
 class ContinuousActionHead(ActionHead):
     """Regresses actions: tanh(x / max_action) * max_action of a linear map of the embedding."""
 
+    action_horizon: int = 1
+    action_dim: int = 7
     max_action: float = 5.0
     loss_type: str = "mse"
 
@@ -157,10 +167,12 @@ class DiscreteActionHead(ActionHead):
     """
 
     token_per: str = "action_dim_and_action_horizon"
+    action_horizon: int = 1
+    action_dim: int = 7
     vocab_size: int = 256
     normalization_type: str = "uniform"
-    low: float | None = None
-    high: float | None = None
+    low: float | None = 0.0
+    high: float | None = 1.0
 
     def setup(self):
         counts = {
@@ -174,6 +186,7 @@ class DiscreteActionHead(ActionHead):
         if self.use_map:
             self.map_head = MAPHead(num_readouts=self.num_tokens)
         self.vocab_proj = nn.Dense(self.action_horizon * self.action_dim * self.vocab_size // self.num_tokens)
+        self._thresholds()  # raises what is wrong with them when a checkpoint is loaded
 
     def __call__(self, outputs: Outputs, *, train: bool = False) -> jax.Array:
         """Returns logits float32 [B, W, horizon, action_dim, vocab_size]."""
@@ -243,6 +256,8 @@ class TokenPerDimActionHead(DiscreteActionHead):
 class DiffusionActionHead(ActionHead):
     """Denoises actions, conditioned on the embedding (Ho et al. 2020, variance beta_t)."""
 
+    action_horizon: int = 1
+    action_dim: int = 7
     max_action: float = 5.0
     loss_type: str = "mse"
     time_dim: int = 32
@@ -268,9 +283,7 @@ class DiffusionActionHead(ActionHead):
 
     def schedule(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns betas, alphas and the cumulative products of alphas, float32 [diffusion_steps]."""
-        betas = cosine_beta_schedule(self.diffusion_steps)
-        alphas = 1 - betas
-        return jnp.asarray(betas), jnp.asarray(alphas), jnp.asarray(np.cumprod(alphas, dtype=np.float32))
+        return noise_schedule(self.diffusion_steps)
 
     def __call__(
         self,
@@ -372,16 +385,3 @@ class DiffusionActionHead(ActionHead):
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False, "dropout": True})
         actions, _ = scan(self, initial, (times, step_noise))
         return actions[..., -1, :].reshape(*sample_shape, embeddings.shape[0], self.action_horizon, self.action_dim)
-
-
-HEADS = {
-    cls.__name__: cls
-    for cls in (
-        ContinuousActionHead,
-        MSEActionHead,
-        L1ActionHead,
-        DiscreteActionHead,
-        TokenPerDimActionHead,
-        DiffusionActionHead,
-    )
-}

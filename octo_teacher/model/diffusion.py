@@ -1,4 +1,4 @@
-"""The denoising network of the diffusion head and its noise schedule."""
+"""The denoising network of the diffusion head, and the noise schedule of both denoising heads."""
 
 from typing import Any
 
@@ -16,6 +16,13 @@ def cosine_beta_schedule(steps: int, s: float = 0.008) -> np.ndarray:
     t = np.linspace(0, steps, steps + 1) / steps
     f = np.cos((t + s) / (1 + s) * np.pi * 0.5) ** 2
     return np.clip(1 - f[1:] / f[:-1], 0, 0.999).astype(np.float32)
+
+
+def noise_schedule(steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns betas of `cosine_beta_schedule`, alphas = 1 - betas and their cumulative products, float32 [steps]."""
+    betas = cosine_beta_schedule(steps)
+    alphas = 1 - betas
+    return jnp.asarray(betas), jnp.asarray(alphas), jnp.asarray(np.cumprod(alphas, dtype=np.float32))
 
 
 class FourierFeatures(nn.Module):

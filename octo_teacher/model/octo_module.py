@@ -13,13 +13,13 @@ import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from octo_teacher.model.action_heads import HEADS, Metrics
+from octo_teacher.model.action_heads import Metrics
 from octo_teacher.model.module_spec import FrozenSpec, ModuleSpec, parse_spec
+from octo_teacher.model.named_parts import ENCODERS, HEADS, OBSERVATION_TOKENIZERS, TASK_TOKENIZERS
 from octo_teacher.model.t5 import resolve_config
 from octo_teacher.model.token_groups import Layout, TokenGroup
-from octo_teacher.model.tokenizers import OBSERVATION_TOKENIZERS, TASK_TOKENIZERS, Data, ImageTokenizer
+from octo_teacher.model.tokenizers import Data, ImageTokenizer
 from octo_teacher.model.transformer import KeyValue, Transformer
-from octo_teacher.model.vit_encoders import ENCODERS
 from rpd_jax.errors import UserError
 
 
@@ -398,7 +398,9 @@ def _create_module(
 
 def _check_counts(entry: Any, where: str = "model") -> None:
     for key, value in entry.items() if isinstance(entry, Mapping) else ():
-        counts = ("num_layers", "num_blocks", "diffusion_steps", "max_horizon", "num_preds")
+        counts = ("num_layers", "num_blocks", "diffusion_steps", "timesteps", "max_horizon", "num_preds")
+        if key == "num_layers" and isinstance(value, list) and all(isinstance(n, int) and n >= 0 for n in value):
+            value = max(1, sum(value))  # those of all stages of a residual network
         if key in counts and not (isinstance(value, int) and 1 <= value <= MAX_COUNT):
             raise UserError(f"{where}.{key} in config.json is {value!r}; it must be between 1 and {MAX_COUNT}.")
         _check_counts(value, f"{where}.{key}")

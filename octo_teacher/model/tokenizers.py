@@ -51,7 +51,7 @@ class ImageTokenizer(nn.Module):
         obs_stack_keys: regular expressions for the observations that are stacked, each uint8 [B, W, H, W', C].
         task_stack_keys: regular expressions for the goals, each uint8 [B, H, W', C], stacked behind the observations. A
             goal that is not given counts as a black image.
-        task_film_keys: regular expressions for task arrays [B, D] that condition the encoder.
+        task_film_keys: names of task arrays [B, ...] that condition the encoder, joined and flattened in this order.
 
     Called with observations and tasks; returns None if no observation matches.
     """
@@ -85,15 +85,12 @@ class ImageTokenizer(nn.Module):
                 goals = {**missing, **{key: tasks[key] for key in given}}
                 goals = jnp.concatenate([goals[key] for key in sorted(goals)], axis=-1)
                 goals = jnp.broadcast_to(goals[:, None], (batch, window, *goals.shape[1:]))
-                images = jnp.concatenate([images, goals.astype(images.dtype)], axis=-1)
+                images = jnp.concatenate([images, goals], axis=-1)
             elif not missing:
                 raise UserError(f"No goal image matches {', '.join(self.task_stack_keys)}, not even a missing one.")
             else:
                 constant_channels = sum(goal.shape[-1] for goal in missing.values())
-        condition = None
-        if self.task_film_keys:
-            condition = jnp.concatenate([tasks[key] for key in matching_keys(self.task_film_keys, tasks)], axis=-1)
-            condition = jnp.repeat(condition, window, axis=0)
+        condition = jnp.repeat(self._condition(tasks), window, axis=0) if self.task_film_keys else None
         encoder = self.encoder.build(dtype=self.dtype)
         features = encoder(images.reshape(-1, *images.shape[2:]), constant_channels, condition)
         tokens = features.reshape(batch, window, -1, features.shape[-1])
@@ -101,6 +98,21 @@ class ImageTokenizer(nn.Module):
             tokens = TokenLearner(self.num_tokens, dtype=self.dtype)(tokens, train=train)
         pad_masks = observations.get("pad_mask_dict") if self.proper_pad_mask else None
         return TokenGroup(tokens, visibility(tokens.shape[:-1], pad_masks, keys))
+
+    def _condition(self, tasks: Data) -> jax.Array:
+        for key in self.task_film_keys:
+            if isinstance(tasks.get(key), Mapping):
+                raise UserError(
+                    f"An image tokenizer is conditioned on the task's {key!r} (task_film_keys), which must be an "
+                    "array, such as an embedding: it is a dict, such as token ids."
+                )
+            if key not in tasks:
+                raise UserError(
+                    f"An image tokenizer is conditioned on the task's {key!r} (task_film_keys), which the inputs lack: "
+                    f"there are {', '.join(sorted(set(tasks) - {'pad_mask_dict'})) or 'none'}."
+                )
+        condition = jnp.concatenate([tasks[key] for key in self.task_film_keys], axis=-1)
+        return condition.reshape(len(condition), -1)
 
 
 class LanguageTokenizer(nn.Module):
@@ -168,8 +180,8 @@ class LowdimObsTokenizer(nn.Module):
 
     n_bins: int = 256
     bin_type: str = "uniform"
-    low: float | None = None
-    high: float | None = None
+    low: float | None = 0.0
+    high: float | None = 1.0
     obs_keys: tuple[str, ...] = ()
     discretize: bool = False
     proper_pad_mask: bool = True
@@ -194,7 +206,3 @@ class LowdimObsTokenizer(nn.Module):
         else:
             tokens = values[..., None].astype(self.dtype)
         return TokenGroup(tokens, jnp.ones(tokens.shape[:-1], bool))
-
-
-OBSERVATION_TOKENIZERS = {cls.__name__: cls for cls in (ImageTokenizer, LowdimObsTokenizer)}
-TASK_TOKENIZERS = {cls.__name__: cls for cls in (LanguageTokenizer,)}

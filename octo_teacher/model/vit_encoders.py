@@ -1,4 +1,7 @@
-"""Image encoders that turn frames into a grid of features: convolutional stems and plain patches."""
+"""Image encoders that turn frames into a grid of features: convolutional stems and plain patches.
+
+Residual networks are in resnet.py, on the same parts.
+"""
 
 from functools import partial
 from typing import Any
@@ -22,6 +25,12 @@ def normalize_images(images: jax.Array, kind: str) -> jax.Array:
         std = jnp.tile(jnp.array([0.229, 0.224, 0.225]), repeats)
         return (images / 255.0 - mean) / std
     raise UserError(f"img_norm_type={kind!r} is not implemented: known are default, imagenet.")
+
+
+def standardize_weights(kernel: jax.Array) -> jax.Array:
+    """Per output channel over (kh, kw, in), (kernel - mean) / (population deviation + 1e-5) (Qiao et al. 2019)."""
+    kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
+    return kernel / (jnp.std(kernel, axis=(0, 1, 2)) + 1e-5)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -66,9 +75,7 @@ conv2d.defvjp(lambda x, kernel, stride, padding: (_conv2d(x, kernel, stride, pad
 
 
 class InputConv(nn.Module):
-    """A convolution with bias, the kernel optionally weight-standardised at every use (Qiao et al. 2019).
-
-    Standardised: per output channel over (kh, kw, in), (kernel - mean) / (population deviation + 1e-5).
+    """A convolution with bias, the kernel optionally weight-standardised at every use.
 
     With `constant` [C2], called on x [B, H, W, C1] as if x had C2 more channels of these constant values: their part of
     the result is the same for every image, so it is convolved once. The sum is exact, borders included.
@@ -88,8 +95,7 @@ class InputConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.standardize:
-            kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
-            kernel = kernel / (jnp.std(kernel, axis=(0, 1, 2)) + 1e-5)
+            kernel = standardize_weights(kernel)
         kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
         y = conv2d(x, kernel[:, :, : x.shape[-1]], self.stride, self.padding)
         if constant is not None:
@@ -115,6 +121,12 @@ class FilmConditioning(nn.Module):
         scale = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=zeros, bias_init=zeros)(condition)
         shift = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=zeros, bias_init=zeros)(condition)
         return x * (1 + scale[:, None, None]) + shift[:, None, None]
+
+
+def check_condition(use_film: bool, condition: jax.Array | None) -> None:
+    """Raises UserError if an encoder that is conditioned is given no condition, or one that is not is given one."""
+    if bool(use_film) != (condition is not None):
+        raise UserError("use_film and task_film_keys of an image tokenizer must be given together.")
 
 
 class SmallStem(nn.Module):
@@ -145,7 +157,8 @@ class SmallStem(nn.Module):
             constant = None
         patch = self.patch_size // 16
         x = InputConv(self.num_features, patch, patch, 0, False, dtype=self.dtype, name="embedding")(x, constant)
-        return _apply_film(self, x, condition)
+        check_condition(self.use_film, condition)
+        return x if condition is None else FilmConditioning(dtype=self.dtype)(x, condition)
 
 
 class SmallStem16(SmallStem):
@@ -174,13 +187,5 @@ class PatchEncoder(nn.Module):
         x = InputConv(
             self.num_features, self.patch_size, self.patch_size, 0, False, dtype=self.dtype, name="embedding"
         )(x, constant)
-        return _apply_film(self, x, condition)
-
-
-def _apply_film(encoder: SmallStem | PatchEncoder, x: jax.Array, condition: jax.Array | None) -> jax.Array:
-    if encoder.use_film != (condition is not None):
-        raise UserError("use_film and task_film_keys of an image tokenizer must be given together.")
-    return x if condition is None else FilmConditioning(dtype=encoder.dtype)(x, condition)
-
-
-ENCODERS = {cls.__name__: cls for cls in (SmallStem, SmallStem16, SmallStem32, PatchEncoder)}
+        check_condition(self.use_film, condition)
+        return x if condition is None else FilmConditioning(dtype=self.dtype)(x, condition)

@@ -147,8 +147,8 @@ def stem_of(config):
         (lambda c: c["model"]["transformer_kwargs"].update(mlp_dim=64), "has shape"),
         (lambda c: c["model"]["transformer_kwargs"].update(add_position_embedding=True), "add_position_embedding"),
         (
-            lambda c: c["model"]["heads"]["action"].update(name="UNetDDPMActionHead"),
-            "'UNetDDPMActionHead', which is not",
+            lambda c: c["model"]["heads"]["action"].update(name="GaussianActionHead"),
+            "'GaussianActionHead', which is not",
         ),
         (lambda c: c["model"]["heads"]["action"]["kwargs"].update(readout_key="readout_x"), "not a readout"),
         (
@@ -156,7 +156,14 @@ def stem_of(config):
             "'action', .* has task_language, obs_primary, obs_wrist, obs_task_language, readout_action, task, obs",
         ),
         (lambda c: c["model"]["heads"]["action"]["kwargs"].pop("readout_key"), "incomplete"),
-        (lambda c: stem_of(c).update(name="ResNet26FILM"), "'ResNet26FILM', which is not"),
+        (lambda c: stem_of(c).update(name="ResNet50FILM"), "'ResNet50FILM', which is not"),
+        (lambda c: stem_of(c).update(name="ResNet26FILM", kwargs={}), "use_film and task_film_keys .* together"),
+        (
+            lambda c: c["model"]["heads"]["action"].update(
+                name="DiscreteActionHead", kwargs={"readout_key": "readout_action", "low": None}
+            ),
+            "give uniform bins low and high",
+        ),
         (lambda c: stem_of(c)["kwargs"].update(norm="batch"), "'norm', which is not"),
         (lambda c: stem_of(c)["kwargs"].update(img_norm_type="odd"), "img_norm_type='odd'"),
         (lambda c: stem_of(c)["kwargs"].update(features=[32, 32, 64, "x"]), "do not describe a working network"),

@@ -17,10 +17,11 @@ from octo_teacher.model.action_heads import (
 )
 from octo_teacher.model.architectures import make_config, make_example_batch
 from octo_teacher.model.module_spec import ModuleSpec, parse_spec
+from octo_teacher.model.named_parts import ENCODERS, HEADS
 from octo_teacher.model.token_groups import Layout, TokenGroup
 from octo_teacher.model.tokenizers import ImageTokenizer, LanguageTokenizer, LowdimObsTokenizer, matching_keys
 from octo_teacher.model.transformer import MAPHead
-from octo_teacher.model.vit_encoders import ENCODERS, PatchEncoder, SmallStem16, SmallStem32
+from octo_teacher.model.vit_encoders import PatchEncoder, SmallStem16, SmallStem32
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.errors import UserError
 
@@ -237,6 +238,10 @@ def test_module_specs():
         parse_spec(spec, ENCODERS, "stem")
     parsed = parse_spec({"name": "SmallStem", "args": [False, 16], "kwargs": {"features": [32]}}, ENCODERS, "stem")
     assert parsed.build() == ENCODERS["SmallStem"](use_film=False, patch_size=16, features=(32,))
+    # Without names, in the original's order.
+    parsed = parse_spec({"name": "DiscreteActionHead", "args": ["obs", True, "", 4, 3, 64]}, HEADS, "head")
+    expected = dict(use_map=True, token_per="", action_horizon=4, action_dim=3, vocab_size=64)
+    assert parsed.build() == DiscreteActionHead("obs", **expected)
     for wrong in ("SmallStem", {"kwargs": {}}, None):
         with pytest.raises(UserError, match=r"stem in config\.json is not a module entry"):
             parse_spec(wrong, ENCODERS, "stem")
