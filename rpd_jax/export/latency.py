@@ -22,7 +22,7 @@ from rpd_jax.export.policy import (
     onnx_policy,
 )
 from rpd_jax.tasks import find_task
-from rpd_jax.teachers import load_teacher
+from rpd_jax.teachers import load_teacher, sees_state
 
 COLUMNS = ("policy", "parameters", "MB", "ms per action")
 
@@ -74,8 +74,14 @@ def _teacher_row(student: TrainedStudent, seconds: float) -> tuple[str, str, str
     size = config.env.image_size
     frame = jax.numpy.asarray(example_inputs((size, size, 3), None, batch=1)["rgb"])
     instruction, key = config.teacher.instruction or find_task(config.env.task).instruction, jax.random.key(0)
-    duration = _milliseconds(lambda: jax.block_until_ready(teacher.act(frame, instruction, key)), seconds)
-    teacher.close()
+    try:
+        if sees_state(teacher):
+            return label, "?", "?", "not measured: it looks at the simulator's state."
+        duration = _milliseconds(lambda: jax.block_until_ready(teacher.act(frame, instruction, key)), seconds)
+    except UserError as error:
+        return label, "?", "?", f"not measured: {error}"
+    finally:
+        teacher.close()
     count, size = sum(leaf.size for leaf in leaves), sum(leaf.nbytes for leaf in leaves) / 1e6
     return label, f"{count:,}" if count else "?", f"{size:.1f}" if count else "?", f"{duration:.2f}"
 

@@ -17,6 +17,7 @@ from rpd_jax.evaluate.exported_policy import JAX_FILE
 from rpd_jax.evaluate.policies import exported_policy, run_policy
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.export import policy
+from rpd_jax.export.latency import measure
 from rpd_jax.export.policy import ExportedPolicy, export_policy
 from rpd_jax.export.readme import write_readme
 from rpd_jax.export.weights import resize_matrix
@@ -86,6 +87,17 @@ def test_resizing_is_a_matrix_product(size, new_size):
     # A level that lies between two by rounding errors only may fall on either side.
     assert np.abs(found - np.asarray(resize_frames(frames, new_size), np.float32)).max() <= 1.0
     assert np.mean(found != np.asarray(resize_frames(frames, new_size))) < 0.01
+
+
+def test_a_teacher_that_looks_at_the_state_is_not_measured_and_the_rest_is(exported, tmp_path):
+    """There is no simulator here whose state could be shown."""
+    make_run(tmp_path / "state", "state")
+    student = load_student(exported[0])
+    student.config.algorithm = "rpd_mse"
+    student.config.teacher.update(name="student", checkpoint=str(tmp_path / "state"))
+    rows = measure(student, exported[1], seconds=0.01)
+    assert len(rows) == 4 and rows[3][3] == "not measured: it looks at the simulator's state."
+    assert all(float(row[3]) > 0 for row in rows[:3])
 
 
 def test_a_run_and_its_export_are_evaluated_alike(exported):
