@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup train test lint docs gpu-check openvla-env openpi-env lerobot-env
+.PHONY: setup train test test-numeric lint docs gpu-check openvla-env openpi-env lerobot-env
 
 # Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
@@ -29,9 +29,24 @@ $(VENV)/.ready: $(VENV)/.train-ready
 train: $(VENV)/.train-ready
 	$(BIN)/python train.py --config=$(CONFIG) $(ARGS)
 
-# Two at a time: most tests keep one core busy. The tests of one file share what they build.
-test: setup openpi-env lerobot-env
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+# Two at a time: most tests keep one core busy. The tests of one file share what they build. Most programs that tests
+# compile are compiled in a hurry (tests/conftest.py); the numbers that must hold everywhere are then seen as users
+# compile them, and for another processor with FLAGS=--xla_cpu_max_isa=AVX2.
+PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+NUMERIC := $(addprefix tests/rpd_jax/learning/test_,losses.py advantages.py update_variations.py) \
+	$(addprefix tests/rpd_jax/student/test_,networks.py winograd.py) tests/octo_teacher/model/test_octo_reference.py
+
+test:
+	@$(MAKE) --no-print-directory --jobs=3 setup openpi-env lerobot-env
+ifeq ($(ARGS),)
+	$(PYTEST) $(addprefix --ignore=,$(NUMERIC))
+	@$(MAKE) --no-print-directory test-numeric
+else
+	$(PYTEST) $(ARGS)
+endif
+
+test-numeric: setup
+	XLA_FLAGS="$(FLAGS)" $(PYTEST) $(NUMERIC)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,6 +23,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Most programs of the tests run for less time than compiling them as users do takes: without LLVM's optimisation and
+# XLA's new emitters that is a third. `make test-numeric` sets XLA_FLAGS, so that numbers are those that users get.
+if "XLA_FLAGS" not in os.environ and shutil.which("nvidia-smi") is None:
+    _QUICKLY = ("backend_optimization_level=0", "llvm_disable_expensive_passes=true", "cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(f"--xla_{flag}" for flag in _QUICKLY)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: one that began last would be waited for by an idle core."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
 
 def pytest_unconfigure():
     if _CACHE is not None:

@@ -60,7 +60,13 @@ def test_train_holds_its_directory_until_it_is_killed_and_its_workers_do_not(tmp
     workdir = tmp_path / "run"
     settings = [f"--config.{name}=2" for name in ("env.num_envs", "ppo.rollout_steps", "ppo.num_minibatches")]
     first = subprocess.Popen(
-        [*command("train.py", workdir), *settings, "--config.env.workers=1", "--config.env.image_size=16"],
+        [
+            *command("train.py", workdir),
+            *settings,
+            "--config.env.workers=1",
+            "--config.env.image_size=16",
+            "--config.env.mesh_detail=0.07",
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

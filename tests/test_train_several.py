@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "total_steps": 100_000,
     "student.observation": "state",
-    "env.image_size": 32,
+    "env.image_size": 16,
+    "env.mesh_detail": 0.07,
     "env.num_envs": 2,
     "env.workers": 1,
     "ppo.rollout_steps": 8,

@@ -19,6 +19,7 @@ SMALL = {
     "total_steps": 96,
     "student.observation": "state",
     "env.image_size": 16,
+    "env.mesh_detail": 0.07,
     "env.num_envs": 2,
     "env.workers": 1,
     "ppo.rollout_steps": 8,

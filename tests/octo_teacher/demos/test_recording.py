@@ -50,7 +50,18 @@ def fake_episode(seed: int, steps: int = 3) -> Episode:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("demos") / "push.h5"
-    command = ["--task", "PushCube-v1", "--image-size", "32", "--noise", "0.5", "-o", str(path)]
+    command = [
+        "--task",
+        "PushCube-v1",
+        "--image-size",
+        "32",
+        "--mesh-detail",
+        "0.07",
+        "--noise",
+        "0.5",
+        "-o",
+        str(path),
+    ]
     demos_command("record", *command, "--episodes", "2", "--workers", "1")
     return path
 
@@ -84,7 +95,7 @@ def test_noise_is_in_the_executed_translations_and_not_in_the_labels(recorded):
 def test_extending_gives_the_file_of_one_recording(recorded):
     """Whatever the number of workers."""
     alone = recorded.parent / "alone.h5"
-    options = {"task": "PushCube-v1", "image_size": 32, "noise": 0.5}
+    options = {"task": "PushCube-v1", "image_size": 32, "mesh_detail": 0.07, "noise": 0.5}
     record(Recording(episodes=3, output=recorded, workers=2, **options))
     record(Recording(episodes=3, output=alone, workers=1, **options))
     with h5py.File(recorded) as extended, h5py.File(alone) as whole:
@@ -98,7 +109,7 @@ def test_extending_gives_the_file_of_one_recording(recorded):
 
 def test_a_file_of_other_options_is_not_extended(recorded):
     command = ["record", "--task", "PushCube-v1", "--episodes", "9", "--image-size", "64", "-o", str(recorded)]
-    with pytest.raises(UserError, match=r"was recorded with human_camera = {'image_size': 32, 'mesh_detail': 1.0}"):
+    with pytest.raises(UserError, match=r"was recorded with human_camera = {'image_size': 32, 'mesh_detail': 0.07}"):
         demos_command(*command)
 
 
@@ -242,7 +253,7 @@ def test_a_stopped_recording_keeps_its_episodes_and_leaves_no_trace(tmp_path, nu
 @pytest.mark.slow
 def test_a_killed_recording_continues(tmp_path):
     path = tmp_path / "demos.h5"
-    command = ["record", "--task", "PushCube-v1", "--image-size", "32", "--workers", "1"]
+    command = ["record", "--task", "PushCube-v1", "--image-size", "32", "--mesh-detail", "0.07", "--workers", "1"]
     command = [sys.executable, "-m", "octo_teacher.demos", *command, "--episodes", "4", "-o", str(path)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

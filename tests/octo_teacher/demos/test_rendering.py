@@ -19,7 +19,7 @@ RGB = f"obs/sensor_data/{CAMERA}/rgb"
 def recorded(tmp_path_factory):
     """Two episodes of PickCube, whose goal is seen only by the human camera."""
     path = tmp_path_factory.mktemp("demos") / "pick.h5"
-    command = ["record", "--task", "PickCube-v1", "--image-size", "32", "--mesh-detail", "0.15", "--workers", "1"]
+    command = ["record", "--task", "PickCube-v1", "--image-size", "32", "--mesh-detail", "0.07", "--workers", "1"]
     demos_command(*command, "--episodes", "2", "-o", str(path))
     return path
 
@@ -39,7 +39,7 @@ def bare(recorded, tmp_path):
 
 @pytest.mark.slow
 def test_the_frames_are_those_of_the_recording_and_move_with_the_camera(recorded, bare, tmp_path):
-    command = ["render", str(bare), "--image-size", "32", "--mesh-detail", "0.15", "--workers", "1"]
+    command = ["render", str(bare), "--image-size", "32", "--mesh-detail", "0.07", "--workers", "1"]
     same, moved = tmp_path / "same.h5", tmp_path / "moved.h5"
     demos_command(*command, "-o", str(same))
     demos_command(*command, "-o", str(moved), "--episodes", "1", "--eye-offset", "0.2", "0", "0")
@@ -61,13 +61,13 @@ def test_the_frames_are_those_of_the_recording_and_move_with_the_camera(recorded
         state = file["traj_0/env_states/actors/cube"]
         whole, state[2, 1] = state[2, 1], np.nan
     with pytest.raises(UserError, match=r"bare.h5: traj_0/env_states/actors/cube is not finite at step 2, number 1"):
-        render(Rendering(bare, tmp_path / "out.h5", image_size=32, mesh_detail=0.15, workers=1))
+        render(Rendering(bare, tmp_path / "out.h5", image_size=32, mesh_detail=0.07, workers=1))
     with h5py.File(bare, "a") as file:
         file["traj_0/env_states/actors/cube"][2, 1] = whole
     with h5py.File(bare, "a") as file:
         del file["traj_0/env_states/actors/goal_site"]
     with pytest.raises(UserError, match=r"bare.h5 lacks traj_0/env_states/actors/goal_site"):
-        render(Rendering(bare, tmp_path / "out.h5", image_size=32, mesh_detail=0.15, workers=1))
+        render(Rendering(bare, tmp_path / "out.h5", image_size=32, mesh_detail=0.07, workers=1))
 
 
 @pytest.fixture

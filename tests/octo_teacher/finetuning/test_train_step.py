@@ -127,7 +127,7 @@ for devices in (1, 4):
 @pytest.mark.slow
 def test_four_devices_learn_what_one_learns(micro_octo, bright_demos, tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(PROJECT)}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     arguments = map(str, (micro_octo, bright_demos, tmp_path / "cache", tmp_path))
     run = subprocess.run(
         [sys.executable, "-c", _TWO_RUNS, *arguments], env=environment, capture_output=True, text=True, timeout=500

@@ -30,6 +30,7 @@ def make_config(**changes) -> ConfigDict:
         "env.num_envs": ENVS,
         "env.workers": 1,
         "env.image_size": 40,
+        "env.mesh_detail": 0.07,
         "student.image_size": 40,
         "ppo.rollout_steps": STEPS,
         "ppo.num_minibatches": 1,

@@ -37,7 +37,7 @@ def test_a_still_teacher_fails_on_a_held_out_task_and_the_files_say_so(tmp_path)
         task,
         num_episodes=2,
         seed=0,
-        env_config=ConfigDict({"num_envs": 8, "workers": 1, "image_size": 16, "mesh_detail": 0.15}),
+        env_config=ConfigDict({"num_envs": 8, "workers": 1, "image_size": 16, "mesh_detail": 0.07}),
         video=tmp_path / "PokeCube-v1.mp4",
         on_step=ended.append,
     )
@@ -65,7 +65,7 @@ def run_evaluate(*flags):
 
 @pytest.mark.slow
 def test_the_command_measures_a_teacher_through_another_camera(tmp_path):
-    flags = ["--episodes=1", "--num_envs=1", "--config.env.workers=1", "--tasks=PushCube-v1"]
+    flags = ["--episodes=1", "--num_envs=1", "--tasks=PushCube-v1", "--image_size=64", "--mesh_detail=0.07"]
     view = "--config.env.camera.eye_offset=(0.0, 0.3, 0.0)"
     for name, more in (("usual", []), ("moved", [view])):
         done = run_evaluate("--teacher=octo-nano", f"--output={tmp_path / name}", *flags, *more)
@@ -78,7 +78,7 @@ def test_the_command_measures_a_teacher_through_another_camera(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_compares_labels_of_several_samples(tmp_path, micro_octo):
-    flags = ["--episodes=1", "--num_envs=1", "--config.env.workers=1", "--tasks=PushCube-v1", "--image_size=32"]
+    flags = ["--episodes=1", "--num_envs=1", "--tasks=PushCube-v1", "--image_size=32", "--mesh_detail=0.07"]
     done = run_evaluate(f"--teacher={micro_octo}", "--averaged=1,3", f"--output={tmp_path}", *flags)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())["tasks"]

@@ -22,9 +22,8 @@ ROOT = SCRIPT.parents[3]
 
 def start(output, *cluster, devices=1):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    # Compiling takes longer than running: less of it.
-    flags = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
-    environment["XLA_FLAGS"] = " ".join((*flags, f"--xla_force_host_platform_device_count={devices}"))
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, str(SCRIPT), str(output), *map(str, cluster)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
