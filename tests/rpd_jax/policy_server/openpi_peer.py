@@ -34,8 +34,11 @@ class Policy:
             raise RuntimeError("out of luck")
         if self.behaviour == "slow":
             time.sleep(60)
-        if self.behaviour == "50 ms":
+        if self.behaviour in ("50 ms", "50 ms, told"):
+            begin = time.monotonic()
             time.sleep(0.05)
+        if self.behaviour == "50 ms, told":
+            print(begin, time.monotonic(), flush=True)
         if self.behaviour == "NaN":
             actions[0, 3] = np.nan
         if self.behaviour == "eight numbers":
