@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rpd_jax.acting.chunks import ExecutedChunks
-from rpd_jax.envs.vector_env import VectorEnv
+from rpd_jax.envs.vector_env import EpisodeMetrics, Step, VectorEnv
 from rpd_jax.errors import UserError
 from rpd_jax.teachers import Teacher, look
 
@@ -80,15 +80,12 @@ def run_episodes(
     envs.set_drawing(sees_frames or filmed > 0)
     rgb = envs.reset(seed)
     films: list[list[np.ndarray]] = [[np.array(rgb[i])] for i in range(filmed)]
-    key = jax.random.key(seed)
+    key, count = jax.random.key(seed), jax.device_put(np.uint32(0))
     for t in itertools.count():
         check_stop()
-        action = np.clip(np.asarray(act(rgb, envs.state, jax.random.fold_in(key, t))), -1.0, 1.0)
-        _check_finite(action, t)
+        step_key, count = _next_key(key, count)
+        step, action, done, valid, episode = _step(envs, act(rgb, envs.state, step_key), t)
         on_actions(action)
-        step = envs.step(action)
-        done = np.asarray(step.terminated) | np.asarray(step.truncated)
-        valid = np.asarray(step.valid)
         if isinstance(act, ExecutedChunks):
             act.forget(done | ~valid)
         for i in range(filmed):
@@ -97,8 +94,7 @@ def run_episodes(
             elif counts[i] == 0:
                 films[i].append(np.array(step.final_rgb[i] if done[i] else step.rgb[i]))
         for i in np.flatnonzero(done & (counts < quota)):
-            metrics = (step.episode.success[i], step.episode.episode_return[i], step.episode.length[i])
-            finished.append(tuple(map(float, metrics)))
+            finished.append(tuple(map(float, (episode.success[i], episode.episode_return[i], episode.length[i]))))
             counts[i] += 1
         on_step(len(finished))
         rgb = step.rgb
@@ -108,6 +104,31 @@ def run_episodes(
             break
     success, episode_return, length = np.array(finished, np.float32).T
     return Episodes(success, episode_return, length, [np.stack(film) for film in films])
+
+
+def _step(
+    envs: VectorEnv, action: jax.Array | np.ndarray, t: int
+) -> tuple[Step, np.ndarray, np.ndarray, np.ndarray, EpisodeMetrics]:
+    """Step `t` of the environments.
+
+    Returns:
+        The step; on the host the clipped actions, where episodes ended, which steps are valid, and the episodes'
+        metrics: from a device in one transfer.
+    """
+    if isinstance(envs.state, np.ndarray):
+        action = np.clip(np.asarray(action), -1.0, 1.0)
+        _check_finite(action, t)  # before a simulator that NaNs may end meets them
+    step = envs.step(action)
+    told = action, step.terminated | step.truncated, step.valid, step.episode
+    action, done, valid, episode = jax.device_get(told)
+    _check_finite(action, t)
+    return step, np.clip(action, -1.0, 1.0), done, valid, episode
+
+
+@jax.jit
+def _next_key(key: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The key of step `count`, uint32, and the count of the next one."""
+    return jax.random.fold_in(key, count), count + 1
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:

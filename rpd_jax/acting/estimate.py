@@ -43,5 +43,5 @@ def _stretch(short: Rollout, num_steps: int) -> Rollout:
     for name, axes in AXES.items():
         array = getattr(short, name)
         if array is not None and "T" in axes:
-            stretched[name] = jnp.asarray(np.take(np.asarray(array), steps, axes.index("T")))
+            stretched[name] = jnp.take(array, steps, axes.index("T"), mode="clip")
     return short.replace(**stretched)

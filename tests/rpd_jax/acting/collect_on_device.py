@@ -19,6 +19,7 @@ from reaching_env import SIZE, ReachingEnv, any_parameters
 from configs import default
 from rpd_jax import settings
 from rpd_jax.acting import collect
+from rpd_jax.acting.episodes import run_episodes
 from rpd_jax.acting.guide import Guide
 from rpd_jax.acting.labelling import Labeller
 from rpd_jax.learning.learner import Learner
@@ -76,6 +77,22 @@ def collect_twice(guided: bool, sharding: NamedSharding, learner: Learner, confi
     return fetches
 
 
+def evaluate(sharding: NamedSharding, learner: Learner) -> tuple[list[str], int]:
+    """What an evaluation fetches after its first step, and the steps in which it does."""
+    envs, fetches = ReachingEnv(ENVS, False, sharding), []
+    params = jax.device_put(any_parameters(learner.network, envs), sharding)
+    with contextlib.ExitStack() as stack:
+        steps = []
+
+        def count(finished):
+            if not steps:
+                stack.enter_context(counted(fetches))
+            steps.append(finished)
+
+        run_episodes(envs, lambda rgb, state, key: learner.mean_action(params, rgb, state), 2 * ENVS, 3, on_step=count)
+    return fetches, len(steps) - 1
+
+
 @contextlib.contextmanager
 def counted(fetches: list[str]):
     """Notes each call of `jax.device_get`; any other way of an array to the host is an error, and the way back too."""
@@ -88,7 +105,7 @@ def counted(fetches: list[str]):
         return value.fget(array)
 
     def fetch(tree):
-        fetches.append(", ".join(tree))
+        fetches.append(", ".join(tree) if isinstance(tree, dict) else "")
         allowed.append(True)
         try:
             return get(tree)
@@ -131,4 +148,6 @@ if __name__ == "__main__":
     both = NamedSharding(Mesh(np.array(jax.devices()), ("both",)), PartitionSpec())
     learner = make_learner()
     fetches = [collect_twice(guided, both, *learner) for guided in (False, True)]
-    json.dump({"devices": len(jax.devices()), "fetches": fetches, "trapped": trapped(both)}, sys.stdout)
+    evaluation, steps = evaluate(both, learner[0])
+    told = {"fetches": fetches, "evaluation": len(evaluation), "steps": steps}
+    json.dump(told | {"devices": len(jax.devices()), "trapped": trapped(both)}, sys.stdout)

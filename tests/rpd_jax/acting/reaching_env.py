@@ -82,7 +82,8 @@ def any_parameters(network, envs):
     """A student's parameters, of the right shapes; its own first ones take long to compile."""
     rng, rgb = np.random.default_rng(0), envs.set_drawing(True)
     shapes = jax.eval_shape(network.init, jax.random.key(0), rgb, envs.state)
-    return jax.tree.map(lambda leaf: rng.uniform(-0.1, 0.1, leaf.shape).astype(leaf.dtype), shapes)
+    params = jax.tree.map(lambda leaf: rng.uniform(-0.1, 0.1, leaf.shape).astype(leaf.dtype), shapes)
+    return params | {"statistics": jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes["statistics"])}
 
 
 def _begin(number):
@@ -93,6 +94,7 @@ def _begin(number):
 
 @jax.jit
 def _step(state, number, count, actions):
+    actions = jnp.clip(actions, -1.0, 1.0)
     point, goal, steps, earned = state[:, :3] + 0.3 * actions[:, :3], state[:, 3:6], state[:, 6] + 1, state[:, 7]
     distance = jnp.sqrt(jnp.sum(jnp.square(point - goal), axis=1))
     index, count = jnp.arange(len(state)), count + 1

@@ -31,6 +31,7 @@ def test_nothing_goes_to_the_host_but_the_episodes_results_once():
     run = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)
+    assert told["evaluation"] == told["steps"] > 5  # since it ends when enough episodes have ended
     assert told["fetches"] == [["ended, actors, success, return, length"]] * 2
     # What this is worth: the ways that it would have refused.
     assert told["devices"] == 2 and len(told["trapped"]) == 9 and all(told["trapped"].values()), told["trapped"]
@@ -102,6 +103,7 @@ def test_each_ended_episode_is_worth_its_last_observation(collected, learner, ki
                     results[name].append(of_row[n])
             elif t + 1 < STEPS and not steps[t + 1].valid[n]:
                 expected[t, n] = rollout.values[t + 1, n]  # cut as by a limit of time
+    assert np.unique(expected).size > 20 and np.isfinite(expected).all()
     np.testing.assert_allclose(rollout.final_values, expected, rtol=1e-5, atol=1e-6)
     for name, values in episodes.items():
         np.testing.assert_array_equal(values, np.asarray(results[name], np.float32))
