@@ -12,7 +12,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 from reaching_env import SIZE, ReachingEnv, any_parameters
 
@@ -60,7 +60,7 @@ def make_learner() -> tuple[Learner, ConfigDict]:
     return Learner(ActorCritic.from_config(config.student), config), config
 
 
-def collect_twice(guided: bool, sharding: NamedSharding, learner: Learner, config: ConfigDict) -> list[str]:
+def collect_twice(guided: bool, sharding: Sharding, learner: Learner, config: ConfigDict) -> list[str]:
     """Two rollouts with frames; what the second, when all is compiled, fetched by `jax.device_get`."""
     envs, labeller, fetches = ReachingEnv(ENVS, False, sharding), Labeller(TowardsGoal(), config, learner), []
     position = collect.start(envs, 3)
@@ -77,7 +77,7 @@ def collect_twice(guided: bool, sharding: NamedSharding, learner: Learner, confi
     return fetches
 
 
-def evaluate(sharding: NamedSharding, learner: Learner) -> tuple[list[str], int]:
+def evaluate(sharding: Sharding, learner: Learner) -> tuple[list[str], int]:
     """What an evaluation fetches after its first step, and the steps in which it does."""
     envs, fetches = ReachingEnv(ENVS, False, sharding), []
     params = jax.device_put(any_parameters(learner.network, envs), sharding)

@@ -9,11 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from collect_on_device import collect_twice, make_learner
 from reaching_env import ReachingEnv, any_parameters
 
 from configs import default
 from rpd_jax import settings
 from rpd_jax.acting import collect
+from rpd_jax.envs.cpu_env import CpuVectorEnv
+from rpd_jax.envs.maniskill_env import ManiSkillEnv
 from rpd_jax.learning.advantages import gae
 from rpd_jax.learning.learner import Learner
 from rpd_jax.student.networks import ActorCritic
@@ -35,6 +38,14 @@ def test_nothing_goes_to_the_host_but_the_episodes_results_once():
     assert told["fetches"] == [["ended, actors, success, return, length"]] * 2
     # What this is worth: the ways that it would have refused.
     assert told["devices"] == 2 and len(told["trapped"]) == 9 and all(told["trapped"].values()), told["trapped"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="JAX sees no CUDA device")
+@pytest.mark.parametrize("guided", [False, True])
+def test_on_a_gpu_too(guided):
+    on_gpu = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    assert len(collect_twice(guided, on_gpu, *make_learner())) == 1
 
 
 class Remembering(ReachingEnv):
@@ -114,3 +125,24 @@ def test_each_ended_episode_is_worth_its_last_observation(collected, learner, ki
     assert truncated.sum() > 5
     bootstrapped = rollout.rewards + GAMMA * expected - rollout.values
     np.testing.assert_allclose(advantages[truncated], bootstrapped[truncated], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_simulator_s_two_backends_give_the_same_rollout(learner):
+    task = {"env_id": "PushCube-v1", "image_size": 16, "reward_mode": "normalized_dense", "mesh_detail": 0.07}
+    task |= {"camera": {}, "max_episode_steps": 5}
+    collected = []
+    for make in (
+        lambda: CpuVectorEnv(task, 1, max_episode_steps=5, workers=1),
+        lambda: ManiSkillEnv(task, 1, max_episode_steps=5, sim_backend="physx_cpu", render_backend="cpu"),
+    ):
+        with make() as envs:
+            position = collect.start(envs, 3)
+            params = jax.device_put(any_parameters(learner.network, envs))
+            rollout, _, episodes = collect.rollout(envs, learner, params, position, 12, KEY)
+            collected.append((rollout, episodes))
+    (host, host_episodes), (device, device_episodes) = collected
+    assert np.flatnonzero(host.final_values).tolist() == [4, 9]
+    np.testing.assert_allclose(device.final_values, host.final_values, rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, host.replace(final_values=None), device.replace(final_values=None))
+    jax.tree.map(np.testing.assert_array_equal, host_episodes, device_episodes)
