@@ -74,8 +74,25 @@ def _conv2d_gradients(stride, padding, residuals, grads):
 conv2d.defvjp(lambda x, kernel, stride, padding: (_conv2d(x, kernel, stride, padding), (x, kernel)), _conv2d_gradients)
 
 
+def pad_unevenly(x: jax.Array, padding: str | tuple[Any, ...], kernel_size: int, stride: int) -> jax.Array:
+    """Pads x [B, H, W, C] with zeros before a convolution that has none.
+
+    Args:
+        padding: "SAME", "VALID", or for height and width a number of zeros on both sides, or before and behind.
+    """
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise UserError(f"padding={padding!r} of a convolution is not implemented: known are SAME, VALID, numbers.")
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], (kernel_size, kernel_size), (stride, stride), padding)
+    else:
+        pads = [(size, size) if isinstance(size, int) else size for size in padding]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
 class InputConv(nn.Module):
     """A convolution with bias, the kernel optionally weight-standardised at every use.
+
+    `padding` is a number of zeros on every side, or what `pad_unevenly` takes.
 
     With `constant` [C2], called on x [B, H, W, C1] as if x had C2 more channels of these constant values: their part of
     the result is the same for every image, so it is convolved once. The sum is exact, borders included.
@@ -84,7 +101,7 @@ class InputConv(nn.Module):
     features: int
     kernel_size: int
     stride: int
-    padding: int
+    padding: int | str | tuple[Any, ...]
     standardize: bool
     dtype: Any = jnp.float32
 
@@ -97,11 +114,16 @@ class InputConv(nn.Module):
         if self.standardize:
             kernel = standardize_weights(kernel)
         kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
-        y = conv2d(x, kernel[:, :, : x.shape[-1]], self.stride, self.padding)
+        y = self._convolve(x, kernel[:, :, : x.shape[-1]])
         if constant is not None:
             plane = jnp.broadcast_to(constant.astype(self.dtype), (1, *x.shape[1:3], constant.shape[-1]))
-            y = y + conv2d(plane, kernel[:, :, x.shape[-1] :], self.stride, self.padding)
+            y = y + self._convolve(plane, kernel[:, :, x.shape[-1] :])
         return y + bias.astype(self.dtype)
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if isinstance(self.padding, int):
+            return conv2d(x, kernel, self.stride, self.padding)
+        return conv2d(pad_unevenly(x, self.padding, self.kernel_size, self.stride), kernel, self.stride, 0)
 
 
 class StdConv(InputConv):
@@ -141,7 +163,7 @@ class SmallStem(nn.Module):
     kernel_sizes: tuple[int, ...] = (3, 3, 3, 3)
     strides: tuple[int, ...] = (2, 2, 2, 2)
     features: tuple[int, ...] = (32, 96, 192, 384)
-    padding: tuple[int, ...] = (1, 1, 1, 1)
+    padding: tuple[Any, ...] = (1, 1, 1, 1)
     num_features: int = 512
     img_norm_type: str = "default"
     dtype: Any = jnp.float32

@@ -165,6 +165,7 @@ def stem_of(config):
             "give uniform bins low and high",
         ),
         (lambda c: stem_of(c)["kwargs"].update(norm="batch"), "'norm', which is not"),
+        (lambda c: stem_of(c)["kwargs"].update(padding=["CIRCULAR"] * 4), "padding='CIRCULAR' of a convolution"),
         (lambda c: stem_of(c)["kwargs"].update(img_norm_type="odd"), "img_norm_type='odd'"),
         (lambda c: stem_of(c)["kwargs"].update(features=[32, 32, 64, "x"]), "do not describe a working network"),
         (

@@ -27,6 +27,11 @@ ENCODERS = {
     ),
     "resnet_root_film": (spec("vit_encoders", "ViTResnet", width=0.5, use_film=True), (2, 16, 16, 3), 4),
     "stem_film": (spec("vit_encoders", "SmallStem", use_film=True, **STEM), (2, 32, 32, 3), 3),
+    "stem_padding": (
+        spec("vit_encoders", "SmallStem", patch_size=16, padding=["SAME", "VALID", [1, 2], [[2, 0], [1, 1]]], **STEM),
+        (2, 33, 38, 3),
+        0,
+    ),
     "patches_film": (
         spec("vit_encoders", "PatchEncoder", use_film=True, patch_size=16, num_features=16),
         (2, 32, 32, 3),
