@@ -190,8 +190,8 @@ class Connections:
                 if left <= 0.0:
                     seconds = f"teacher.start_timeout={self._start_timeout:g} seconds"
                     raise UserError(
-                        f"{address}: {before}{loss}, for {seconds}: start the policy server there, or mend "
-                        "teacher.address."
+                        f"{address}: {before}{loss}{loss.perhaps}, for {seconds}: start the policy server there, or "
+                        "mend teacher.address."
                     ) from None
                 self._tell_waiting(address, loss)
                 await asyncio.sleep(min(pause, left))

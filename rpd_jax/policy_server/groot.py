@@ -17,6 +17,7 @@ from rpd_jax.policy_server.wire import MAX_MESSAGE, WireError
 PORT = 5555  # if an address names none
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _REFUSED
+_OTHER_MECHANISM = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 # libzmq closes a connection for both reasons, and does not say which.
 _CLOSED = Lost("the connection was closed", f" (or answers more than {MAX_MESSAGE >> 20} MiB)")
 
@@ -91,9 +92,11 @@ class _GrootLink:
     async def open(self, place: str) -> None:
         """Connects; raises Lost if nobody shakes hands."""
         self._socket.connect(place)
-        event = await self._event()
+        event, number = await self._event()
         if event & _REFUSED:
-            raise _no_policy_server(self._address, "its ZeroMQ wants an encrypted connection")
+            encrypted = event != zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL or number == _OTHER_MECHANISM
+            why = "its ZeroMQ wants an encrypted connection" if encrypted else "it does not shake hands as ZeroMQ does"
+            raise _no_policy_server(self._address, why)
         if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
             raise Lost("its ZeroMQ closes the connection of one who asks for answers")
         self._lost = asyncio.create_task(self._event())
@@ -125,8 +128,10 @@ class _GrootLink:
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
 
-    async def _event(self) -> int:
-        return parse_monitor_message(await self._monitor.recv_multipart())["event"]
+    async def _event(self) -> tuple[int, int]:
+        """The next event of the connection, and its number, such as an error's."""
+        found = parse_monitor_message(await self._monitor.recv_multipart())
+        return found["event"], found["value"]
 
     async def _call(self, request: dict) -> Any:
         if self._token:

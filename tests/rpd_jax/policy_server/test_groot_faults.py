@@ -73,16 +73,46 @@ def test_openpi_s_server_is_no_policy_server():
         assert "is no policy server of GR00T's protocol (it speaks HTTP)" in refusal_of(server.address)
 
 
-def test_a_server_that_speaks_first_is_no_policy_server():
-    def greet(listener):
+# ZeroMQ's greeting and its READY, by hand (RFC 23).
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(55, b"\x00")
+READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x03REP\x08Identity\x00\x00\x00\x00"
+
+
+def refusal_of_one_who_says(words, answer=b""):
+    """The sentence on a server that says that to everybody, and that to a request, and how often somebody came."""
+
+    def converse(connection):
+        with contextlib.suppress(OSError):
+            connection.sendall(words)
+            heard = b""
+            while answer and b"endpoint" not in heard:
+                heard += connection.recv(1024) or b"endpoint"  # the other end is gone
+            connection.sendall(answer)
+
+    def speak(listener):
         with contextlib.suppress(OSError):
             while True:
-                listener.accept()[0].sendall(b"SSH-2.0-OpenSSH_9\r\n")
+                came.append(listener.accept()[0])
+                threading.Thread(target=converse, args=(came[-1],), daemon=True).start()
 
+    came = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=greet, args=(listener,), daemon=True).start()
-        found = refusal_of(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        threading.Thread(target=speak, args=(listener,), daemon=True).start()
+        return refusal_of(f"tcp://127.0.0.1:{listener.getsockname()[1]}", start_timeout=0.5), len(came)
+
+
+def test_a_message_that_claims_2_to_the_40_bytes_is_not_waited_for():
+    hello = GREETING + b"\x04" + bytes([len(READY)]) + READY
+    found, times = refusal_of_one_who_says(hello, b"\x01\x00\x02" + (2**40).to_bytes(8, "big"))
+    assert "the connection was closed (or answers more than 64 MiB), for teacher.start_timeout=0.5 seconds" in found
+    assert times >= 4  # that connection was left, and another one made
+
+
+def test_a_server_that_speaks_first_is_no_policy_server():
+    found, _ = refusal_of_one_who_says(b"SSH-2.0-OpenSSH_9\r\n")
     assert "is no policy server of GR00T's protocol (it speaks first, with b'SSH-2.0-Op')" in found
+    found, _ = refusal_of_one_who_says(GREETING + b"\x04\x05READY")
+    assert "is no policy server of GR00T's protocol (it does not shake hands as ZeroMQ does)" in found
 
 
 REFUSED_AT_START = {
@@ -151,8 +181,8 @@ def test_an_answer_that_cannot_be_one_ends_in_a_sentence(behaviour):
 
 
 def test_a_server_that_closes_every_third_time_is_asked_again():
-    frames = random_frames(20)
-    with groot_peer("closes every third") as server, groot_teacher(server.address, batch_size=2) as teacher:
+    frames, options = random_frames(20), {"connections": 2, "batch_size": 2}
+    with groot_peer("closes every third") as server, groot_teacher(server.address, **options) as teacher:
         found = teacher.act(frames, "push", KEY)
     np.testing.assert_array_equal(found[0], small_policy_s_actions(frames, "push", 2))
     assert f"{server.address}: the connection was closed; connecting again." in teacher.said
