@@ -53,8 +53,9 @@ TOKENIZERS = {
     "film_of_language": spec(
         "tokenizers",
         "ImageTokenizer",
-        encoder=spec("vit_encoders", "SmallStem", use_film=True, patch_size=16, **STEM),
+        encoder=spec("vit_encoders", "SmallStem", use_film=True, patch_size=16, **STEM | {"strides": [2, 2, 1, 1]}),
         obs_stack_keys=["image_primary"],
+        task_stack_keys=["image_.*"],
         task_film_keys=["language_instruction"],
     ),
     "bins": spec("tokenizers", "LowdimObsTokenizer", n_bins=16, obs_keys=["proprio"], discretize=True),
