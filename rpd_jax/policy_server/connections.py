@@ -180,13 +180,17 @@ class Connections:
 
     async def _connect(self, address: str, before: str) -> Link:
         """A connection whose server has introduced itself; `before` says why the one before it was lost."""
-        deadline, pause = time.monotonic() + self._start_timeout, _FIRST_PAUSE
+        deadline, pause, told = time.monotonic() + self._start_timeout, _FIRST_PAUSE, _SILENT
         while True:
+            begin = time.monotonic()
             watch = asyncio.create_task(self._watch(address))
             try:
                 return await self._greet(address, deadline)
             except Lost as loss:
                 left = deadline - time.monotonic()
+                # The last attempt may have had no time to fare as those before.
+                loss = told if loss is _SILENT and time.monotonic() - begin < PATIENCE else loss
+                told = loss
                 if left <= 0.0:
                     seconds = f"teacher.start_timeout={self._start_timeout:g} seconds"
                     raise UserError(

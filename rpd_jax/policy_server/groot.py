@@ -19,7 +19,7 @@ _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _REFUSED
 _OTHER_MECHANISM = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 # libzmq closes a connection for both reasons, and does not say which.
-_CLOSED = Lost("the connection was closed", f" (or answers more than {MAX_MESSAGE >> 20} MiB)")
+_CLOSED = ("the connection was closed", f" (or answers more than {MAX_MESSAGE >> 20} MiB)")
 
 
 class Groot:
@@ -141,7 +141,7 @@ class _GrootLink:
         try:
             await asyncio.wait({exchange, self._lost}, return_when=asyncio.FIRST_COMPLETED)
             if not exchange.done():
-                raise _CLOSED
+                raise Lost(*_CLOSED)
             answer = exchange.result()
         finally:
             exchange.cancel()

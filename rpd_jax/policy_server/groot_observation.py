@@ -17,7 +17,7 @@ class GrootMap:
 
     Attributes:
         video: name of the frames.
-        language: name of the instruction; it is not sent if empty.
+        language: names of the instruction, under each of which it is sent.
         state: names of the state's parts with how many numbers each has, one after the other; None: all that there are.
         told: the numbers that are the state; none are sent if it is none.
         size: (height, width) of the frames that are sent; as they are rendered if empty.
@@ -25,7 +25,7 @@ class GrootMap:
     """
 
     video: str
-    language: str
+    language: tuple[str, ...]
     state: tuple[tuple[str, int | None], ...] = ()
     told: ToldState = NOTHING
     size: tuple[int, ...] = ()
@@ -42,16 +42,16 @@ class GrootMap:
         return {
             "video": {self.video: frames[:, None]},
             "state": state,
-            "language": {self.language: [[instruction]] * len(frames)} if self.language else {},
+            "language": {name: [[instruction]] * len(frames) for name in self.language},
         }
 
     def check(self, modalities: Mapping[str, Modality], address: str) -> None:
         """Raises UserError if a policy sees something else, as far as its server says what it sees."""
-        names = {"video": (self.video,), "state": tuple(name for name, _ in self.state), "language": (self.language,)}
+        names = {"video": (self.video,), "state": tuple(name for name, _ in self.state), "language": self.language}
         for kind, setting in (("video", "image"), ("state", "state"), ("language", "prompt")):
             if kind not in modalities:
                 continue
-            wanted, given = modalities[kind], [name for name in names[kind] if name]
+            wanted, given = modalities[kind], names[kind]
             if set(wanted.names) != set(given):
                 mend = " and teacher.state" if kind == "state" else ""
                 raise UserError(

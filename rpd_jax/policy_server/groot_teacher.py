@@ -197,7 +197,7 @@ def load(config: ConfigDict) -> GrootTeacher:
     names, told = settings.observation, told_state(settings.state, config.env.task)
     observation = GrootMap(
         names.image.removeprefix("video."),
-        names.prompt.removeprefix("language."),
+        tuple(name.strip().removeprefix("language.") for name in names.prompt.split(",") if name.strip()),
         state_parts(names.state, told),
         told,
         tuple(settings.resize),

@@ -15,7 +15,7 @@ import numpy as np
 import zmq
 
 PARTS = {"eef_position": 3, "eef_rotation": 3, "gripper": 1}
-LANGUAGE = "annotation.human.task"
+LANGUAGE, OTHER = "annotation.human.task", "annotation.human.other"
 
 
 class Server:
@@ -87,7 +87,8 @@ class Server:
         cameras = ["front", "wrist"] if self.behaviour == "two cameras" else ["front"]
         states = {"tells the state": ["arm", "gripper"], "wants a state": ["joints"]}.get(self.behaviour, [])
         moments = [-1, 0] if self.behaviour == "two moments" else [0]
-        kinds = {"video": (cameras, moments), "state": (states, [0]), "language": ([LANGUAGE], [0])}
+        languages = [LANGUAGE, OTHER] if self.behaviour == "two instructions" else [LANGUAGE]
+        kinds = {"video": (cameras, moments), "state": (states, [0]), "language": (languages, [0])}
         kinds["action"] = (list(PARTS), [0, 1])
         told = {kind: {"modality_keys": keys, "delta_indices": indices} for kind, (keys, indices) in kinds.items()}
         if self.behaviour == "no modalities":
@@ -104,6 +105,7 @@ class Server:
         frames, prompts = video["front"], language[LANGUAGE]
         assert frames.dtype == np.uint8 and frames.ndim == 5 and frames.shape[1] == 1 and frames.shape[4] == 3
         assert len(prompts) == len(frames) and all(len(one) == 1 and type(one[0]) is str for one in prompts)
+        assert self.behaviour != "two instructions" or language[OTHER] == prompts
         rest = [len(prompts[0][0]) / 100, frames.shape[3] / 100, len(frames) / 100, 1.0]
         first = np.concatenate([frames[:, 0, 0, 0] / 255, np.tile(rest, (len(frames), 1))], axis=1)
         actions = np.stack([first, np.full_like(first, 9)], axis=1).astype(np.float32)

@@ -8,7 +8,7 @@ from peers import peer
 from rpd_jax.policy_server.groot_observation import GrootMap
 from rpd_jax.policy_server.groot_teacher import GrootTeacher
 
-USUAL = GrootMap("front", LANGUAGE)
+USUAL = GrootMap("front", (LANGUAGE,))
 
 
 def groot_peer(*arguments):

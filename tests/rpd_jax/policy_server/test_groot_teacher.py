@@ -55,7 +55,7 @@ def test_a_chunk_is_given_as_far_as_it_is_asked_for():
 
 
 def test_the_gripper_is_turned_and_a_policy_gets_the_size_that_it_wants():
-    observation = GrootMap("front", "annotation.human.task", size=(24, 48))
+    observation = GrootMap("front", ("annotation.human.task",), size=(24, 48))
     with groot_peer("usual") as server:
         with groot_teacher(server.address, observation=observation, gripper="closed") as teacher:
             found = teacher.act(random_frames(1), "push", KEY)
@@ -88,6 +88,16 @@ def test_a_policy_is_told_the_state_that_it_wants_bit_for_bit(kind):
                 teacher.act(random_frames(6), "push", KEY)
         finally:
             teacher.close()
+
+
+def test_an_instruction_is_sent_under_all_names_that_a_policy_has_for_it():
+    frames, names = random_frames(2), ("annotation.human.task", "annotation.human.other")
+    with groot_peer("two instructions") as server:
+        with pytest.raises(UserError, match=r"language annotation.human.task, annotation.human.other, and it would be"):
+            groot_teacher(server.address).__enter__()
+        with groot_teacher(server.address, observation=GrootMap("front", names)) as teacher:
+            found = teacher.act(frames, "push", KEY)
+    np.testing.assert_array_equal(found[0], small_policy_s_actions(frames, "push", 2))
 
 
 @pytest.mark.parametrize(
