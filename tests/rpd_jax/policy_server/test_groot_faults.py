@@ -219,10 +219,10 @@ def test_a_server_that_restarts_is_waited_for_while_another_one_goes_on():
 
 
 def test_a_server_that_does_not_come_back_ends_in_a_sentence():
-    with groot_peer("50 ms") as server, groot_teacher(server.address, start_timeout=1.0, batch_size=1) as teacher:
+    with groot_peer("50 ms") as server, groot_teacher(server.address, start_timeout=4.0, batch_size=1) as teacher:
         finish = teacher.begin(random_frames(40), "push", KEY)
         server.kill()
-        with pytest.raises(UserError, match=r"connection refused, for teacher.start_timeout=1 seconds: start the"):
+        with pytest.raises(UserError, match=r"connection refused, for teacher.start_timeout=4 seconds: start the"):
             finish()
 
 

@@ -166,10 +166,10 @@ def test_a_server_that_restarts_is_waited_for_while_another_one_goes_on(openpi_p
 
 def test_a_server_that_does_not_come_back_ends_in_a_sentence(openpi_peer, teacher_of):
     with openpi_peer("50 ms") as server:
-        teacher = teacher_of(server.address, start_timeout=1.0)
+        teacher = teacher_of(server.address, start_timeout=4.0)
         finish = teacher.begin(random_frames(100), "push", KEY)
         server.kill()
-        with pytest.raises(UserError, match=r"connection refused, for teacher.start_timeout=1 seconds: start the"):
+        with pytest.raises(UserError, match=r"connection refused, for teacher.start_timeout=4 seconds: start the"):
             finish()
 
 
