@@ -19,7 +19,6 @@ from rpd_jax.policy_server.protocol import PATIENCE, Link, Lost, PolicyProtocol
 # A request that so many connections in a row were late with, or were lost with, is not asked again.
 _TRIES = 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts to connect
-_LAST_ATTEMPT = 1.0  # seconds that an attempt has at least, so that the last one finds out why there is no server
 _SILENT = Lost("it does not answer")
 
 
@@ -221,7 +220,7 @@ class Connections:
     async def _greet(self, address: str, deadline: float) -> Link:
         """One attempt to connect; raises Lost where another one may succeed."""
         try:
-            async with asyncio.timeout_at(self._loop.time() + max(_LAST_ATTEMPT, deadline - time.monotonic())):
+            async with asyncio.timeout_at(self._loop.time() + max(0.01, deadline - time.monotonic())):
                 link, metadata = await self._protocol.connect(address)
         except TimeoutError:
             raise _SILENT from None
