@@ -80,9 +80,14 @@ def step_cost(task_args: dict, seconds: float) -> dict[str, float]:
     """Returns CPU milliseconds of a step and of its parts, measured inside the same steps; resets are left out."""
     import torch
 
+    torch.set_num_threads(1)
+    with torch.inference_mode():  # as in a worker
+        return _step_cost(task_args, seconds)
+
+
+def _step_cost(task_args: dict, seconds: float) -> dict[str, float]:
     from rpd_jax.envs.camera_task import frames, make_task_env, states
 
-    torch.set_num_threads(1)
     env = make_task_env(**{**task_args, "camera": None})
     obs, _ = env.reset(seed=0)
     spent = dict.fromkeys(("draw", "physics", "transfer", "step"), 0.0)
