@@ -30,6 +30,9 @@ def in_order(
     context = multiprocessing.get_context("spawn")
     count = workers or os.cpu_count() or 1
     numbers, results = context.Queue(), context.Queue()
+    # At the end nobody reads what is left in it; and an interrupt within `put` can leave its thread waiting for ever,
+    # which the interpreter would wait for.
+    numbers.cancel_join_thread()
     processes = [context.Process(target=_work, args=(prepare, numbers, results), daemon=True) for _ in range(count)]
     # Ctrl-C reaches the whole group of processes; it is the parent's to act on, and its workers inherit what it blocks.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
