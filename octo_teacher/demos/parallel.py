@@ -15,7 +15,11 @@ _PATIENCE = 5.0
 
 
 def in_order(
-    prepare: Callable[[], Callable[[int], Any]], first: int, last: int | None = None, workers: int | None = None
+    prepare: Callable[[], Callable[[int], Any]],
+    first: int,
+    last: int | None = None,
+    workers: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Any]:
     """Yields f(first), f(first + 1), ... computed by worker processes, whatever order they finish in.
 
@@ -23,6 +27,7 @@ def in_order(
         prepare: makes f; called once in each worker, which is spawned, so that it must be picklable.
         first, last: the numbers; without end if `last` is None.
         workers: processes; None for one per core.
+        check: called each second at least; what it raises ends the work.
 
     Raises:
         UserError: raised by `prepare` or f, or a worker died.
@@ -48,7 +53,7 @@ def in_order(
                 numbers.put(sent)
                 sent += 1
             while wanted not in early:
-                number, result = _wait_for(results, processes)
+                number, result = _wait_for(results, processes, check)
                 early[number] = result
             yield early.pop(wanted)
             wanted += 1
@@ -59,8 +64,9 @@ def in_order(
             process.join()
 
 
-def _wait_for(results, processes) -> tuple[int, Any]:
+def _wait_for(results, processes, check) -> tuple[int, Any]:
     while True:
+        check()
         try:
             number, result = results.get(timeout=1.0)
         except queue.Empty:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
@@ -76,12 +77,12 @@ def record(recording: Recording, on_episode: Callable[[int, int, Episode], None]
     if recording.noise < 0:
         raise UserError(f"--noise={recording.noise} is negative: it is a standard deviation in action units.")
     demos = DemoFile.open_for_append(recording.output, _env_info(recording), _camera_info(recording), SOURCE)
-    with merged_at_the_end(demos):
+    with merged_at_the_end(demos) as check_stop:
         stored = len(demos)
         if stored < recording.episodes:
             first_seed = max(recording.seed, demos.last_seed() + 1)
             # seeds first_seed, first_seed + 1, ... until there are enough
-            played = in_order(partial(_player, recording), first_seed, workers=recording.workers)
+            played = in_order(partial(_player, recording), first_seed, workers=recording.workers, check=check_stop)
             for tried, episode in enumerate(played, start=1):
                 if episode.success or recording.keep_failures:
                     demos.add(episode)
@@ -94,23 +95,38 @@ def record(recording: Recording, on_episode: Callable[[int, int, Episode], None]
 
 
 @contextmanager
-def merged_at_the_end(demos: DemoFile) -> Iterator[None]:
-    """Merges the parts of `demos` after the block, however it ends; SIGTERM ends it as Ctrl-C does."""
+def merged_at_the_end(demos: DemoFile) -> Iterator[Callable[[], None]]:
+    """Merges the parts of `demos` after the block, however it ends.
 
-    def stop(*_) -> None:
-        raise KeyboardInterrupt
+    Ctrl-C and SIGTERM are remembered, since what h5py is doing may swallow an exception: the block is to call, now and
+    then, the function that it is given, which raises KeyboardInterrupt after one of them. A second one acts as usual.
+    """
+    stopped = []
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    here = threading.current_thread() is threading.main_thread()
+    ours = [number for number, handler in usual.items() if here and signal.getsignal(number) == handler]
 
-    here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if here:
-        signal.signal(signal.SIGTERM, stop)
+    def restore_handlers() -> None:
+        for number in ours:
+            signal.signal(number, usual[number])
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        restore_handlers()
+
+    def check() -> None:
+        if stopped:
+            raise KeyboardInterrupt
+
+    for number in ours:
+        signal.signal(number, remember)
     try:
         try:
-            yield
+            yield check
         finally:
             demos.merge()
     finally:
-        if here:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        restore_handlers()
 
 
 def _env_info(recording: Recording) -> dict:

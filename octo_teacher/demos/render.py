@@ -95,7 +95,7 @@ def render(
     source = {"source_type": "rendered", "source_desc": f"env_states of {Path(rendering.input).name}"}
     demos = DemoFile.open_for_append(rendering.output, env_info, camera_info, source)
     wanted = names[: rendering.episodes]
-    with merged_at_the_end(demos):
+    with merged_at_the_end(demos) as check_stop:
         first = len(demos)
         if first < len(wanted):
             drawn = in_order(
@@ -103,6 +103,7 @@ def render(
                 first,
                 len(wanted) - 1,
                 rendering.workers,
+                check_stop,
             )
             for episode in drawn:
                 demos.add(episode)

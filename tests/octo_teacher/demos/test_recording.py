@@ -221,8 +221,8 @@ def prepare():
 if __name__ == "__main__":
     demos = DemoFile.open_for_append(Path(sys.argv[1]), ENV_INFO, CAMERA_INFO, SOURCE)
     try:
-        with merged_at_the_end(demos):
-            for episode in in_order(prepare, 0, workers=2):
+        with merged_at_the_end(demos) as check_stop:
+            for episode in in_order(prepare, 0, workers=2, check=check_stop):
                 demos.add(episode)
     except KeyboardInterrupt:
         sys.exit(130)
