@@ -1,6 +1,6 @@
 r"""How the cost of an iteration grows with a run's settings, as a table and a plot.
 
-    python -m rpd_jax.growth --config=configs/push_cube_sparse.py -o growth/ [--quick] [--rows=env.num_envs] ...
+    python -m rpd_jax.growth --config=configs/push_cube_sparse.py [-o growth/] [--quick] [--rows=env.num_envs] ...
 
 Changes one setting at a time, the others as the config has them, and measures each in a process of its own: seconds of
 a few iterations (`rpd_jax.profile`), divided by the frames that they collected, and the most memory that the process
@@ -48,7 +48,7 @@ _QUICK = {"env.num_envs": 2, "env.image_size": 40, "student.image_size": 40, "en
 _STAGES = ("simulate+render", "student acts", "label", "update")
 
 _CONFIG = flags.DEFINE_string("config", "configs/push_cube_sparse.py", "The settings: a file of configs/.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for growth.json and growth.png.", short_name="o", required=True)
+_OUTPUT = flags.DEFINE_string("output", "growth", "Folder for growth.json and growth.png.", short_name="o")
 _ROWS = flags.DEFINE_list("rows", list(ROWS), "Settings to change.")
 _QUICK_MODE = flags.DEFINE_bool("quick", False, "Two small values of each setting, two environments of 40 px.")
 _ITERATIONS = flags.DEFINE_integer("iterations", 2, "Iterations to measure, after one that compiles.", lower_bound=1)
