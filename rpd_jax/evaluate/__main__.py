@@ -99,7 +99,10 @@ def main() -> None:
     elif _POLICY.value:
         policy = exported_policy(_POLICY.value)
     else:
-        policy = teacher_policy(read_config(_CONFIG), _TEACHER.value, _EXECUTE.value, averaged)
+        config = read_config(_CONFIG)
+        if _IMAGE_SIZE.value is not None:
+            config.env.image_size = _IMAGE_SIZE.value  # what the teacher will see
+        policy = teacher_policy(config, _TEACHER.value, _EXECUTE.value, averaged)
     tasks = tasks or [find_task(policy.task or "PushCube-v1")]
     settings = {"episodes": _EPISODES.value, "seed": _SEED.value, "num_envs": _NUM_ENVS.value}
     env_config = ConfigDict(policy.env.to_dict())

@@ -40,9 +40,9 @@ def main() -> None:
             arguments = [given, Path(output.value).resolve(), minutes.value, threads.value]
             environment = {**os.environ, "PYTHONPATH": ""}
             subprocess.run([python, __file__, "--train", *map(str, arguments)], check=True, env=environment)
-        settings = f"name=lerobot checkpoint={output.value} python=.venv-lerobot/bin/python state=joints".split()
+        settings = ["name=lerobot", "python=.venv-lerobot/bin/python", "state=joints"]
         words = " ".join(f"--config.teacher.{setting}" for setting in settings)
-        print(f"Measure it: python -m rpd_jax.evaluate --teacher={output.value} --image_size=64 {words}")
+        print(f"python -m rpd_jax.evaluate --teacher={output.value} --tasks=PushCube-v1 --image_size=64 {words}")
 
     app.run(run)
 
