@@ -1,10 +1,25 @@
-"""What is checked of the chunks of actions that a policy server answers, whatever its protocol."""
+"""What is checked and made of the chunks of actions that a policy server answers, whatever its protocol."""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rpd_jax.action_convention import gripper_to_environment
 from rpd_jax.errors import UserError
+
+
+def labels(actions: np.ndarray, steps: int | None, gripper: str) -> jax.Array:
+    """A teacher's labels in the environment's convention, float32 [S, B, 7] in [-1, 1], or [S, B, steps, 7].
+
+    Args:
+        actions: the servers', float32 [S, B, steps or 1, 7].
+        steps: None: without an axis for the actions of a chunk.
+        gripper: what its number means, see `action_convention.gripper_to_environment`.
+    """
+    found = jnp.asarray(actions if steps else actions[:, :, 0])
+    return jnp.clip(gripper_to_environment(found, gripper), -1.0, 1.0)
 
 
 def first_actions(chunks: np.ndarray, steps: int, address: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from rpd_jax.policy_server.wire import WireError, plain_array, plain_dtype
+from rpd_jax.policy_server.wire import WireError, plain_array, plain_dtype, unpacked
 
 _NPY, _NPY_BYTES = "__ndarray_class__", "as_npy"
 _ND, _TYPE, _KIND, _SHAPE, _DATA = b"nd", b"type", b"kind", b"shape", b"data"
@@ -57,11 +57,7 @@ def decode(data: bytes) -> Any:
     Raises:
         WireError: it is not in the protocol.
     """
-    try:
-        return msgpack.unpackb(data, object_hook=_unpack)
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        cause = " ".join(str(error).split())[:100] or type(error).__name__
-        raise WireError(f"bytes that are no msgpack ({cause})") from None
+    return unpacked(data, _unpack)
 
 
 def _numbers(value: Any) -> np.ndarray:

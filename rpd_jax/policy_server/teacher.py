@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rpd_jax.action_convention import ACTION_DIM, check_action_dim, choose_gripper, gripper_to_environment
+from rpd_jax.action_convention import ACTION_DIM, check_action_dim, choose_gripper
 from rpd_jax.errors import UserError
-from rpd_jax.policy_server.answers import first_actions, no_such_key
+from rpd_jax.policy_server.answers import first_actions, labels, no_such_key
 from rpd_jax.policy_server.api_key import read_api_key
 from rpd_jax.policy_server.connections import Batch, Connections
 from rpd_jax.policy_server.observation import ObservationMap
@@ -158,8 +157,7 @@ class PolicyServerTeacher:
 
         def finish() -> jax.Array:
             batch.done.result()
-            found = jnp.asarray(actions if steps else actions[:, :, 0])
-            return jnp.clip(gripper_to_environment(found, self._gripper), -1.0, 1.0)
+            return labels(actions, steps, self._gripper)
 
         return finish
 

@@ -7,6 +7,7 @@ scalar has `__npgeneric__`, `data` and `dtype`. There are no objects in it, and 
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -45,8 +46,13 @@ def decode(data: bytes) -> Any:
     Raises:
         WireError: it is not in the protocol.
     """
+    return unpacked(data, _unpack)
+
+
+def unpacked(data: bytes, read_map: Callable[[dict], Any]) -> Any:
+    """Reads msgpack whose maps `read_map` turns into what they stand for; raises WireError if it is none."""
     try:
-        return msgpack.unpackb(data, object_hook=_unpack)
+        return msgpack.unpackb(data, object_hook=read_map)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
         cause = " ".join(str(error).split())[:100] or type(error).__name__
         raise WireError(f"bytes that are no msgpack ({cause})") from None
