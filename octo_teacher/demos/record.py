@@ -6,14 +6,11 @@ the labels stay clean (Laskey et al. 2017, "DART: Noise Injection for Robust Imi
 """
 
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 
@@ -21,6 +18,7 @@ from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.experts import find_expert, read_poses
 from octo_teacher.demos.parallel import in_order
 from rpd_jax.errors import UserError
+from rpd_jax.run.stop import Interrupted, StopRequest
 from rpd_jax.tasks import find_task
 
 SOURCE = {
@@ -99,34 +97,16 @@ def merged_at_the_end(demos: DemoFile) -> Iterator[Callable[[], None]]:
     """Merges the parts of `demos` after the block, however it ends.
 
     Ctrl-C and SIGTERM are remembered, since what h5py is doing may swallow an exception: the block is to call, now and
-    then, the function that it is given, which raises KeyboardInterrupt after one of them. A second one acts as usual.
+    then, the function that it is given. The block ends in KeyboardInterrupt after one of them; a second acts as usual.
     """
-    stopped = []
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    here = threading.current_thread() is threading.main_thread()
-    ours = [number for number, handler in usual.items() if here and signal.getsignal(number) == handler]
-
-    def restore_handlers() -> None:
-        for number in ours:
-            signal.signal(number, usual[number])
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-        restore_handlers()
-
-    def check() -> None:
-        if stopped:
-            raise KeyboardInterrupt
-
-    for number in ours:
-        signal.signal(number, remember)
     try:
-        try:
-            yield check
-        finally:
-            demos.merge()
-    finally:
-        restore_handlers()
+        with StopRequest() as stop:
+            try:
+                yield stop.check
+            finally:
+                demos.merge()
+    except Interrupted:
+        raise KeyboardInterrupt from None
 
 
 def _env_info(recording: Recording) -> dict:
