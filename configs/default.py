@@ -43,6 +43,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.student.initial_log_std = config_dict.placeholder(float)
     c.student.value_stop_gradient = config_dict.placeholder(bool)  # the critic's loss does not train the encoder
     c.student.critic = "shared"  # shared: on the actor's features | state: on the simulator's, in training only
+    # weight of a guess of the simulator's state from the actor's features, in training only; 0: none
+    c.student.state_coef = config_dict.placeholder(float)
     c.student.state = "scaled"  # scaled: normalised by running statistics, and at finer scales | raw
 
     c.teacher = ConfigDict()
@@ -149,6 +151,7 @@ def _paper_profile() -> dict:
             "encoder": "nature",
             "initial_log_std": -0.5,
             "value_stop_gradient": False,
+            "state_coef": 0.0,
         },
         "teacher": {"checkpoint": "hf://Juelg/octo-base-1.5-finetuned-maniskill", "eval_episodes": 500},
         "ppo": {
@@ -193,6 +196,7 @@ def _cpu_profile(task: str) -> dict:
             "encoder": "small",
             "initial_log_std": -1.2,
             "value_stop_gradient": True,
+            "state_coef": 0.0,
         },
         "teacher": {"checkpoint": teacher, "eval_episodes": 100},
         "ppo": {
@@ -242,7 +246,8 @@ def _refine_profile(task: str) -> dict:
     """Two cores, refine=state: the last stage, in which a student of pixels imitates the expert, and `stages`."""
     profile, several_ways = _cpu_profile(task), task == "LiftPegUpright-v1"
     profile["total_steps"] = 16_384
-    profile["student"]["initial_log_std"] = -2.3
+    # Beside four times the squared error of the actions (λ, and three times λ for replayed ones).
+    profile["student"] |= {"initial_log_std": -2.3, "state_coef": 0.4}
     profile["ppo"] |= {
         # 384 steps of Adam in an iteration, each on 32 fresh and 96 replayed frames.
         "update_epochs": 12,
@@ -317,7 +322,7 @@ def _stages() -> dict:
                 "guide": 0.0,
                 "guide_final": 0.0,
             },
-            "eval": {"every": 8, "episodes": 64, "final_episodes": 112, "until": 0.95, "patience": 5},
+            "eval": {"every": 8, "episodes": 112, "final_episodes": 112, "until": 0.95, "patience": 5},
             "checkpoint": {"every": 8},
         },
     }

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 _SUMS = ("reduce_sum", "reduce_max", "reduce_min", "cumsum", "argmax", "argmin")
+# One kernel on CUDA, octo_teacher/model/fused_attention.py: of it only arguments and result are read and written.
+_FUSED_ATTENTION = "fused_attention"
 _MOVES = ("gather", "scatter", "scatter-add", "dynamic_slice", "dynamic_update_slice", "sort")
 
 
@@ -113,12 +115,24 @@ def _of_equation(equation: Any, platform: str, chosen: dict) -> Work:
         index = chosen.get(equation.invars[0])
         counted = [_of_jaxpr(branch.jaxpr, platform) for branch in (branches if index is None else (branches[index],))]
         work.add(max(counted, key=lambda branch: (branch.flops, branch.others)))
+    elif params.get("name") == _FUSED_ATTENTION and platform == "cuda":
+        _count_fused_attention(work, equation)
     elif inner := [jaxpr for value in params.values() if (jaxpr := _inner(value)) is not None]:
         for jaxpr in inner:
             work.add(_of_jaxpr(jaxpr, platform))
     else:
         _count_primitive(work, equation)
     return work
+
+
+def _count_fused_attention(work: Work, equation: Any) -> None:
+    query, key = (variable.aval for variable in equation.invars[:2])
+    (output,) = (variable.aval for variable in equation.outvars)
+    scores = query.shape[0] * query.shape[2] * query.shape[1] * key.shape[1]
+    work.products = {str(query.dtype): 2 * 2.0 * scores * query.shape[3]}
+    work.others = float(scores)
+    work.bytes = float(sum(nbytes(variable.aval) for variable in equation.invars) + nbytes(output))
+    work.largest = nbytes(output)
 
 
 def _inner(value: Any) -> Any:

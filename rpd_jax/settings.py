@@ -84,6 +84,7 @@ SETTINGS: dict[str, Check] = {
     "student.value_stop_gradient": flag(),
     "student.critic": one_of(*CRITICS),
     "student.state": one_of(*KINDS),
+    "student.state_coef": number(0, 1e3),
     "teacher.name": text(empty=False),  # see NAMES
     "teacher.checkpoint": text(),
     "teacher.instruction": text(),
@@ -264,6 +265,11 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.refine == "state" and not _sees_frames(c),
         "refine='state' ends with a student that sees frames, and student.observation='state' sees none: set "
         "student.observation to rgb, or refine to pixels.",
+    ),
+    (
+        lambda c: c.student.state_coef > 0 and not _sees_frames(c),
+        "student.state_coef={c.student.state_coef} guesses the state from frames, and student.observation='state' sees "
+        "none: set it to 0.",
     ),
     (
         lambda c: c.refine == "state" and find_algorithm(c.algorithm).reads_spread,

@@ -33,7 +33,12 @@ from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import newest_checkpoint, read_part
 
 # The expert's and the imitator's. A critic of its own: its features are not the actor's.
-_SEES_STATE = {"student.observation": "state", "student.critic": "state", "student.state": "scaled"}
+_SEES_STATE = {
+    "student.observation": "state",
+    "student.critic": "state",
+    "student.state": "scaled",
+    "student.state_coef": 0.0,
+}
 _RELABELLED = 4096  # frames at a time
 
 

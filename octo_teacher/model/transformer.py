@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from octo_teacher.model.fused_attention import attention, fused_attention, unnormalized_softmax
 from octo_teacher.model.token_groups import TokenGroup
 
 KeyValue = tuple[jax.Array, jax.Array]
@@ -85,10 +86,11 @@ class MultiHeadDotProductAttention(nn.Module):
                     jnp.concatenate([jnp.broadcast_to(cached, (new.shape[0], *cached.shape[1:])), new], axis=1)
                     for cached, new in zip(prefix, own, strict=True)
                 )
-            weights, total = _unnormalized_softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key), mask)
-            weights = nn.Dropout(self.dropout_rate)(weights.astype(self.dtype), deterministic=deterministic)
-            y = jnp.einsum("bhqk,bkhd->bhqd", weights, value) / total
-        y = y.astype(self.dtype).transpose(0, 2, 1, 3)
+            if deterministic and self.dtype == jnp.bfloat16:
+                y = fused_attention(query, key, value, mask)
+            else:
+                drop = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+                y = attention(query, key, value, mask, drop)
         out = nn.DenseGeneral(
             features, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out"
         )
@@ -97,7 +99,7 @@ class MultiHeadDotProductAttention(nn.Module):
     def _attend_without_keys(
         self, query: jax.Array, x: jax.Array, mask: jax.Array | None, prefix: KeyValue | None
     ) -> jax.Array:
-        """Attention of scaled queries [B, Q, heads, head_dim] to `x`, [B, heads, Q, head_dim], without dropout.
+        """Attention of scaled queries [B, Q, heads, head_dim] to `x`, [B, Q, heads, head_dim], without dropout.
 
         q · (W x + b) = (W^T q) · x + q · b, and the weighted sum of W x + b is W (weighted sum of x) + b · (sum of
         weights). For a few queries this takes far fewer operations than the keys and values of every row of `x`.
@@ -109,26 +111,14 @@ class MultiHeadDotProductAttention(nn.Module):
         if prefix is not None:
             keys, values = (jnp.broadcast_to(cached, (len(x), *cached.shape[1:])) for cached in prefix)
             logits = jnp.concatenate([jnp.einsum("bqhd,bkhd->bhqk", query, keys), logits], axis=-1)
-        weights, total = _unnormalized_softmax(logits, mask)
+        weights, total = unnormalized_softmax(logits, mask)
         weights = weights.astype(self.dtype)
         own = weights[..., -x.shape[1] :]
         y = jnp.einsum("bhqe,ehd->bhqd", jnp.einsum("bhqk,bke->bhqe", own, x), value["kernel"])
         y += own.sum(axis=-1, keepdims=True) * value["bias"][:, None]
         if prefix is not None:
             y += jnp.einsum("bhqk,bkhd->bhqd", weights[..., : -x.shape[1]], values)
-        return y / total
-
-
-def _unnormalized_softmax(logits: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Softmax over the last axis as weights and their sum, float32.
-
-    Divided after the sum over keys, the division is over head_dim numbers per query, not over all keys.
-    """
-    logits = logits.astype(jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    return weights, weights.sum(axis=-1, keepdims=True)
+        return (y / total).astype(self.dtype).transpose(0, 2, 1, 3)
 
 
 class MAPHead(nn.Module):
@@ -151,7 +141,9 @@ class MAPHead(nn.Module):
         probe = jnp.broadcast_to(probe, (tokens.shape[0], self.num_readouts, features)).astype(self.dtype)
         if mask is not None:
             mask = mask.astype(bool).reshape(-1, 1, 1, length)
-        out, _ = MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(probe, tokens, mask)
+        out, _ = MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(
+            probe, tokens, mask, deterministic=not train
+        )
         y = nn.LayerNorm(dtype=self.dtype)(out)
         out = out + MlpBlock(4 * features, dtype=self.dtype)(y, deterministic=not train)
         return out.reshape(*batch, self.num_readouts, features)

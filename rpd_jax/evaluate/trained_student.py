@@ -101,10 +101,12 @@ def _check_finite(params: dict, path: Path) -> None:
 
 
 def _state_dim(network: ActorCritic, params: dict) -> int:
-    """D of a network that reads the state, in the actor or in the critic."""
+    """D of a network that reads the state, in the actor, in the critic or for its guess."""
     if network.state == "scaled":
         return params["statistics"]["state_features"]["mean"].shape[0]
     if network.critic == "state":
         return params["params"]["critic_trunk"]["dense0"]["kernel"].shape[0]
+    if network.state_coef > 0:
+        return params["params"]["state_error"]["guess"]["bias"].shape[0]
     layer = params["params"]["state_encoder" if network.sees_frames else "trunk_0"]
     return layer["kernel"].shape[0]

@@ -15,7 +15,7 @@ from rpd_jax.student.gaussian import gaussian_entropy, gaussian_log_prob
 from rpd_jax.student.networks import ActorCritic
 
 # Of the terms of an objective, those that must be finite.
-LOSS_TERMS = ("pg_loss", "v_loss", "entropy", "distill_loss", "replay_loss", "approx_kl")
+LOSS_TERMS = ("pg_loss", "v_loss", "entropy", "distill_loss", "replay_loss", "state_loss", "approx_kl")
 # Zero where the algorithm does not reinforce.
 PPO_TERMS = ("pg_loss", "v_loss", "entropy", "approx_kl", "clip_fraction")
 
@@ -56,7 +56,7 @@ def objective(
         # One pass through the network for both kinds of frames.
         rgb = None if rgb is None else jnp.concatenate([rgb, replayed.rows.frames])
         state = None if state is None else jnp.concatenate([state, replayed.rows.states])
-    means, log_std, values = network.apply(params, rgb, state)
+    means, log_std, values, state_error = network.apply(params, rgb, state, method=ActorCritic.look)
     size = minibatch.actions.shape[0]
     mean, value = means[:size], values[:size]
 
@@ -67,7 +67,7 @@ def objective(
         loss, terms = _ppo(config.ppo, minibatch, log_ratio, value, entropy, coefficients.policy, axis_name)
     else:
         loss, terms = jnp.zeros(()), dict.fromkeys(PPO_TERMS, jnp.zeros(()))
-    terms |= {"distill_loss": jnp.zeros(()), "replay_loss": jnp.zeros(())}
+    terms |= dict.fromkeys(("distill_loss", "replay_loss", "state_loss"), jnp.zeros(()))
     if minibatch.labels is not None:
         terms["distill_loss"] = _distillation(algorithm, config, mean, log_std, log_ratio, minibatch.labels[0])
         loss = loss + coefficients.distill * terms["distill_loss"]
@@ -77,6 +77,10 @@ def objective(
         replay_loss = _distillation(algorithm, config, means[size:], log_std, no_ratio, replayed.rows.labels)
         terms["replay_loss"] = replayed.weight * replay_loss
         loss = loss + coefficients.replay * terms["replay_loss"]
+    if state_error is not None:
+        counts = jnp.ones(means.shape[0]).at[size:].set(0.0 if replayed is None else replayed.weight)
+        terms["state_loss"] = jnp.sum(counts * state_error) / jnp.sum(counts)
+        loss = loss + network.state_coef * terms["state_loss"]
     return loss, terms | {"loss": loss}
 
 

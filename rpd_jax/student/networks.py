@@ -95,6 +95,15 @@ class Trunk(nn.Module):
         return inputs
 
 
+class StateError(nn.Module):
+    """How far a linear guess from features [B, C] is off the simulator's state [B, D]: mean square over D, [B]."""
+
+    @nn.compact
+    def __call__(self, features: jax.Array, state: jax.Array) -> jax.Array:
+        guess = nn.Dense(state.shape[-1], name="guess")(features)
+        return jnp.mean(jnp.square(guess - state), axis=-1)
+
+
 class ActorCritic(nn.Module):
     """Gaussian policy with a state-independent log-std, and a value function.
 
@@ -108,6 +117,7 @@ class ActorCritic(nn.Module):
         critic: "shared", on the actor's features, or "state", on the simulator's state with layers of its own: then the
             actor's gradient and actions do not depend on the state beyond what `observation` says.
         state: "raw", as the simulator gives it, or "scaled", see StateFeatures.
+        state_coef: weight in training of a guess of the state from what the actor sees, see `look`; 0: none.
         dtype: of the convolutions.
     """
 
@@ -119,6 +129,7 @@ class ActorCritic(nn.Module):
     value_stop_gradient: bool = False
     critic: str = "shared"
     state: str = "raw"
+    state_coef: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @classmethod
@@ -133,6 +144,7 @@ class ActorCritic(nn.Module):
             value_stop_gradient=student.value_stop_gradient,
             critic=student.critic,
             state=student.state,
+            state_coef=student.state_coef,
             dtype=jnp.dtype(student.precision),
         )
 
@@ -148,8 +160,8 @@ class ActorCritic(nn.Module):
 
     @property
     def reads_state(self) -> bool:
-        """Training reads it: the actor or the critic sees it."""
-        return self.sees_state or self.critic == "state"
+        """Training reads it: the actor or the critic sees it, or it is guessed."""
+        return self.sees_state or self.critic == "state" or self.state_coef > 0
 
     def setup(self):
         for name, known in (
@@ -172,6 +184,8 @@ class ActorCritic(nn.Module):
         self.value_head = Head(1, math.sqrt(2.0), name="critic")
         if self.critic == "state":
             self.critic_trunk = Trunk()
+        if self.state_coef > 0:
+            self.state_error = StateError()
         self.log_std = self.param("log_std", nn.initializers.constant(self.initial_log_std), (self.action_dim,))
 
     def __call__(self, rgb: jax.Array | None, state: jax.Array | None = None):
@@ -184,12 +198,22 @@ class ActorCritic(nn.Module):
         Returns:
             μ float32 [B, A], log σ float32 [A], V float32 [B].
         """
-        features, state = self._features(rgb, state)
+        return self.look(rgb, state)[:3]
+
+    def look(self, rgb: jax.Array | None, state: jax.Array | None = None):
+        """As `__call__`, and the squared error [B] of a guess of the state from the actor's features (None: no guess).
+
+        The guess trains the encoder to see where things are. It is of the normalised state where that is normalised.
+        """
+        features, seen = self._features(rgb, state)
         if self.critic == "state":
-            critic_features = self.critic_trunk(state)
+            critic_features = self.critic_trunk(seen)
         else:
             critic_features = jax.lax.stop_gradient(features) if self.value_stop_gradient else features
-        return self.actor(features), self.log_std, self.value_head(critic_features)[:, 0]
+        error = None
+        if self.state_coef > 0:
+            error = self.state_error(features, jax.lax.stop_gradient(seen[:, : state.shape[-1]]))
+        return self.actor(features), self.log_std, self.value_head(critic_features)[:, 0], error
 
     def _features(self, rgb, state):
         """What the actor's head sees, and the state as the networks see it."""

@@ -16,6 +16,7 @@ _ADDED_FIELDS = {
     "student.precision": "float32",
     "student.critic": "shared",
     "student.state": "raw",
+    "student.state_coef": 0.0,
     "teacher.refresh": "rollout",
     "teacher.dataset": "",
     "teacher.openvla_checkpoint": "hf://Juelg/openvla-7b-finetuned-maniskill",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from octo_teacher.model.fused_attention import fused_attention
 from rpd_jax.arithmetic import count
 
 A, B = jnp.zeros((8, 16)), jnp.zeros((16, 4))
@@ -49,3 +50,14 @@ def test_types_are_counted_apart():
         return a @ b, a.astype(jnp.bfloat16) @ b.astype(jnp.bfloat16)
 
     assert count(both, A, B).products == {"float32": 1024.0, "bfloat16": 1024.0}
+
+
+def test_fused_attention_moves_its_arguments_and_its_result_only():
+    query, key = jnp.zeros((2, 5, 3, 8), jnp.bfloat16), jnp.zeros((2, 7, 3, 8), jnp.bfloat16)
+    work = count(fused_attention, query, key, key, jnp.ones((1, 1, 5, 7), bool))
+    assert work.products == {"bfloat16": 2 * 2 * (2 * 3 * 5 * 7) * 8}
+    moved = 2 * (2 * query.size + 2 * key.size) + 5 * 7
+    assert work.bytes == 2 * moved  # by the kernel and by the call
+    assert work.largest == query.nbytes
+    # Elsewhere its scores are written and read like all else.
+    assert count(fused_attention, query, key, key, None, platform="cpu").bytes > 4 * 4 * (2 * 3 * 5 * 7)

@@ -41,6 +41,7 @@ def make_config(**changes):
                 "image_size": 64,
                 "initial_log_std": -0.5,
                 "value_stop_gradient": False,
+                "state_coef": 0.0,
                 "critic": "shared",
                 "state": "raw",
                 "precision": "float32",

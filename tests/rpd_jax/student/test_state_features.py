@@ -100,3 +100,32 @@ def test_a_critic_of_the_state_leaves_the_actor_to_its_pixels(state):
     # Nor does the state enter the actor's gradient.
     other = jax.grad(lambda v: network.apply(v, FRAMES, STATE + 1.0)[0].sum())(variables)["params"]
     jax.tree.map(np.testing.assert_array_equal, of_actor, other)
+
+
+@pytest.mark.parametrize("state", state_features.KINDS)
+def test_the_guess_of_the_state_is_for_training_only(state):
+    network = ActorCritic(7, "rgb", "small", image_size=40, state=state, state_coef=0.5)
+    assert network.reads_state and not network.sees_state
+    variables = network.init(jax.random.key(0), FRAMES, STATE)
+    if state == "scaled":
+        variables = with_statistics(variables, STATE)
+    mean, _, _, error = network.apply(variables, FRAMES, STATE, method="look")
+    assert error.shape == (len(STATE),)
+    # Of the state as the networks see it, without its finer scales.
+    guess = variables["params"]["state_error"]["guess"]
+    assert guess["kernel"].shape == (256, STATE.shape[1])
+    target = STATE
+    if state == "scaled":
+        spread = np.maximum(STATE.std(axis=0), LEAST_DEVIATION)
+        target = np.clip((STATE - STATE.mean(axis=0)) / spread, -RANGE, RANGE)
+    zeros = jax.tree.map(jnp.zeros_like, guess)
+    blind = {**variables, "params": {**variables["params"], "state_error": {"guess": zeros}}}
+    np.testing.assert_allclose(
+        network.apply(blind, FRAMES, STATE, method="look")[3], np.mean(target**2, axis=1), rtol=1e-4, atol=1e-6
+    )
+    # The actor does not see it; its encoder learns from it.
+    np.testing.assert_array_equal(network.apply(variables, FRAMES, STATE + 1.0)[0], mean)
+    np.testing.assert_array_equal(network.apply(variables, FRAMES, None, method="mean_action"), mean)
+    grads = jax.grad(lambda v: network.apply(v, FRAMES, STATE, method="look")[3].sum())(variables)["params"]
+    moved = {part for part, grads in grads.items() if any(map(np.any, jax.tree.leaves(grads)))}
+    assert moved == {"image_encoder", "state_error"}
