@@ -37,7 +37,12 @@ _PAPER = (_CONFIG, "--config.profile=paper", "--config.teacher.checkpoint=octo-n
 _WORKERS = (_CONFIG, "--config.profile=cpu", "--config.env.backend=cpu", "--config.teacher.eval_episodes=0")
 _PHYSX = "libPhysXGpu_64.so"
 # Where the tests marked gpu are: collecting all others needs what a GPU machine may lack.
-_TESTS = ("tests/rpd_jax/learning", "tests/rpd_jax/envs", "tests/rpd_jax/acting/test_collect_on_device.py")
+_TESTS = (
+    "tests/rpd_jax/learning",
+    "tests/rpd_jax/envs",
+    "tests/rpd_jax/acting/test_collect_on_device.py",
+    "tests/octo_teacher/model/test_fused_attention.py",
+)
 _DEVICE = """
 import json, jax
 from rpd_jax.arithmetic import matmul_rate

@@ -26,7 +26,7 @@ from rich.table import Table
 from rpd_jax.arithmetic import Work, count, nbytes, timings
 from rpd_jax.errors import UserError
 from rpd_jax.learning import schedules
-from rpd_jax.learning.learner import Learner, LearnerState
+from rpd_jax.learning.learner import FINITE_TERMS, Learner, LearnerState
 from rpd_jax.learning.rollout import Rollout
 from rpd_jax.student.networks import ActorCritic
 
@@ -196,16 +196,30 @@ def memory_table(config: ConfigDict, programs: list[Program], device: Device) ->
 
 
 def measure(programs: list[Program], repeats: int = 3) -> dict[str, float]:
-    """Milliseconds in an iteration of each program on this machine's device, on random arrays."""
+    """Milliseconds in an iteration of each program on this machine's device, on random arrays.
+
+    Raises:
+        FloatingPointError: an update met numbers that are not finite: it ended early, and its time means nothing.
+    """
     found = {}
     for program in programs:
-        call = functools.partial(program.function, *jax.tree.map(_random, program.arguments))
+        arguments = jax.tree.map(_random, program.arguments, is_leaf=lambda leaf: isinstance(leaf, LearnerState))
+        call = functools.partial(program.function, *arguments)
+        if program.name == "update" and (code := int(call()[1]["nonfinite"])):
+            raise FloatingPointError(f"The measured update ended at a {FINITE_TERMS[code - 1]} that is not finite.")
         seconds = statistics.median(clock for clock, _ in timings(call, repeats))
         found[program.name] = 1e3 * program.calls * seconds
     return found
 
 
 def _random(leaf: Any) -> jax.Array:
+    if isinstance(leaf, LearnerState):
+        # Variances of random signs would not be finite deviations: Adam's begin at zero, the state's are made positive.
+        moments = jax.tree.map(lambda moment: jnp.zeros(moment.shape, moment.dtype), leaf.opt_state)
+        params = jax.tree.map(_random, leaf.params)
+        if "statistics" in params:
+            params = {**params, "statistics": jax.tree.map(jnp.abs, params["statistics"])}
+        return LearnerState(params, moments, *jnp.zeros((2,), jnp.int32))
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
