@@ -1,7 +1,8 @@
 """Every setting of a training run, with the values of the paper (arXiv 2503.05833, section IV) and of the CPU profiles.
 
 A field that is None here takes its value from the profile (`profiles` below) once the machine is known: `paper` where
-there is a CUDA device, `cpu` or `cpu_state` elsewhere. A value set in a config file or on the command line always wins
+there is a CUDA device; elsewhere `refine`, `cpu` where refine=pixels, or `cpu_state` for a student that sees the state
+and no frames. A value set in a config file or on the command line always wins
 over the profile.
 """
 
@@ -12,8 +13,9 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     """Returns the settings for one task and reward mode ("sparse" or "normalized_dense")."""
     c = ConfigDict()
     c.algorithm = "rpd_mse"  # rpd_mse | rpd_l1 | rpd_bc | ppd | ppo | dagger
-    # pixels: PPO in pixels, as in the paper | state: refine an expert that sees the simulator's state, then imitate it
-    c.refine = "pixels"
+    # pixels: PPO in pixels, as in the paper | state: refine an expert that sees the simulator's state, then imitate it |
+    # auto: state without a CUDA device, if the profile is left to us and the student sees frames; else pixels
+    c.refine = "auto"
     c.profile = "auto"  # auto | paper | cpu | cpu_state | refine
     c.seed = 0
     c.total_steps = config_dict.placeholder(int)  # environment steps, all environments together

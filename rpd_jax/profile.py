@@ -163,7 +163,10 @@ def print_plan(config: ConfigDict) -> None:
 
 
 def main() -> None:
-    config = settings.resolve(read_config(_CONFIG))
+    config = read_config(_CONFIG)
+    if config.refine == "auto":
+        config.refine = "pixels"
+    config = settings.resolve(config)
     if _PLAN.value:
         print_plan(config)
         return

@@ -60,7 +60,7 @@ _LEAST = 1e-6
 
 SETTINGS: dict[str, Check] = {
     "algorithm": text(empty=False),  # see NAMES
-    "refine": one_of("pixels", "state"),
+    "refine": one_of("auto", "pixels", "state"),
     "profile": text(empty=False),  # "auto" or one of the config's own `profiles`
     "seed": whole(0, 2**32 - 1),
     "total_steps": whole(1, 10**10),
@@ -336,6 +336,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     check_value("profile", config.profile, one_of("auto", *profiles))
     check_value("teacher.name", config.teacher.name, SETTINGS["teacher.name"])
     check_value("refine", config.refine, SETTINGS["refine"])
+    if config.refine == "auto":
+        config.refine = "state" if config.profile == "refine" or _refines_on_state(config, profiles) else "pixels"
     if config.profile == "auto":
         if config.refine == "state":
             config.profile = "refine"
@@ -348,6 +350,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _fill(config, profiles)
     if config.refine == "pixels":
         _drop_stages(config)
+    elif any(get(config.stages, path) is None for path, _ in fields(config.get("stages", ConfigDict()))):
+        raise UserError(
+            f"refine='state' has values for its stages in profile='refine', and profile={config.profile!r} has none: "
+            "leave the profile out, or set --config.refine=pixels."
+        )
     check_fields(config, _table(config))
     if config.env.backend == "auto":
         config.env.backend = "gpu" if has_cuda() else "cpu"
@@ -355,6 +362,21 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.teacher.overlap = "on" if _teacher_has_own_hardware(config) else "off"
     check(config)
     return config
+
+
+def _refines_on_state(config: ConfigDict, profiles: dict) -> bool:
+    """Whether a run that leaves it to us has three stages: it can, and there is no GPU for the paper's way."""
+    known = config.algorithm in algorithm_names()  # others are refused later, by name
+    ours = profiles.get("refine", {})
+    sizes = (config[part].image_size or ours.get(part, {}).get("image_size") for part in ("env", "student"))
+    return (
+        config.profile == "auto"
+        and not has_cuda()
+        and jax.process_count() == 1
+        and config.student.observation in ("rgb", "rgb+state")
+        and not (known and find_algorithm(config.algorithm).reads_spread)
+        and len(set(sizes)) == 1
+    )
 
 
 def _drop_stages(config: ConfigDict) -> None:

@@ -20,6 +20,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text()
 SMALL_RUN = {
     "total_steps": 32,
     "env.num_envs": 2,
+    "refine": "pixels",
     "env.workers": 1,
     "env.image_size": 40,
     "env.mesh_detail": 0.07,

@@ -47,13 +47,14 @@ def test_stages_follow_from_the_algorithm(tmp_path):
     label, refine, _ = plan(resolved(**{"stages.refine.ppo.gamma": 0.9}), tmp_path)
     assert refine.config.ppo.gamma == 0.9 and label.config.ppo.gamma == 0.99
     assert [stage.asks_teacher for stage in (label, refine)] == [True, False]
-    (only,) = plan(settings.resolve(default.get_config()), tmp_path)
+    (only,) = plan(resolved(refine="pixels", profile="cpu"), tmp_path)
     assert (only.name, only.directory) == ("", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"profile": "cpu"}, "refine='state' has values for its stages in profile='refine', and profile='cpu' has none"),
         ({"student.observation": "state"}, "refine='state' ends with a student that sees frames"),
         ({"algorithm": "ppd"}, "algorithm=ppd reads the spread"),
         ({"env.image_size": 64}, "keeps frames as they are drawn"),

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "total_steps": 96,
     "env.num_envs": 2,
+    "refine": "pixels",
     "env.workers": 1,
     "env.image_size": 40,
     "env.mesh_detail": 0.07,

@@ -31,6 +31,7 @@ SETTINGS = {
     "student.observation": "state",
     "env.image_size": 64,
     "env.num_envs": 2,
+    "refine": "pixels",
     "env.workers": 1,
     "ppo.rollout_steps": 8,
     "ppo.num_minibatches": 2,

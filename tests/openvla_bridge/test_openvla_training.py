@@ -22,6 +22,7 @@ def test_a_run_with_openvla_as_the_teacher(checkpoint, tmp_path):
         "teacher.overlap": "on",
         "total_steps": 32,
         "env.num_envs": 2,
+        "refine": "pixels",
         "env.workers": 1,
         "env.image_size": 40,
         "env.mesh_detail": 0.07,

@@ -39,6 +39,7 @@ BAD = {
     "student.value_stop_gradient": [0, "true"],
     "student.critic": ["pixels", None, 1],
     "student.state": ["normal", None],
+    "student.state_coef": [-0.1, 1e4, NAN, "0.4"],
     "refine": ["latent", None, True],
     "teacher.name": ["otco", None],
     "teacher.checkpoint": ["", "a\0b", "x" * 5000, 3, "half a pair: \ud800"],
@@ -161,8 +162,8 @@ GOOD = {
 
 
 def with_value(path: str, value) -> ConfigDict:
-    """The default settings with one of them changed, whatever its type."""
-    tree = default.get_config().to_dict()
+    """The settings of a run of one stage with one of them changed, whatever its type."""
+    tree = default.get_config().to_dict() | {"refine": "pixels"}
     part = tree
     *groups, name = path.split(".")
     for group in groups:
@@ -191,11 +192,27 @@ def test_sparse_rewards_discount_less():
     assert default.get_config("PushCube-v1", "sparse").ppo.gamma == 0.99
 
 
-def test_auto_is_the_cpu_profile_without_a_gpu():
-    assert settings.resolve(default.get_config()).profile == "cpu"
-    state = default.get_config()
-    state.student.observation = "state"
-    assert settings.resolve(state).profile == "cpu_state"
+@pytest.mark.parametrize(
+    ("changes", "refine", "profile"),
+    [
+        ({}, "state", "refine"),
+        ({"algorithm": "dagger"}, "state", "refine"),
+        ({"student.observation": "rgb+state"}, "state", "refine"),
+        ({"refine": "pixels"}, "pixels", "cpu"),
+        ({"profile": "cpu"}, "pixels", "cpu"),
+        ({"profile": "paper"}, "pixels", "paper"),
+        ({"profile": "refine"}, "state", "refine"),
+        # What three stages cannot do.
+        ({"algorithm": "ppd"}, "pixels", "cpu"),
+        ({"student.observation": "state"}, "pixels", "cpu_state"),
+        ({"env.image_size": 256}, "pixels", "cpu"),
+    ],
+)
+def test_without_a_gpu_auto_refines_on_the_state_where_it_can(changes, refine, profile):
+    config = default.get_config()
+    config.update_from_flattened_dict(changes)
+    resolved = settings.resolve(config)
+    assert (resolved.refine, resolved.profile) == (refine, profile)
 
 
 def test_departures_name_what_differs_from_the_paper():
@@ -252,10 +269,14 @@ def test_the_last_values_that_work_are_taken(path, value):
     ("changes", "sentence"),
     [
         ({"distill.replay_batch": 0}, "distill.replay and distill.replay_batch go together"),
+        (
+            {"student.observation": "state", "student.state_coef": 0.1},
+            "student.state_coef=0.1 guesses the state from frames, and student.observation='state' sees none",
+        ),
         ({"student.image_size": 35}, "student.image_size=35 is too small for the encoder: use 36 or more"),
         ({"student.image_size": 64, "distill.augment": 64}, "distill.augment=64 shifts the whole frame out of sight"),
         ({"algorithm": "dagger", "distill.coef": 0.0}, "distill.coef=0.0 leaves dagger nothing to learn"),
-        ({"distill.anneal_steps": 0}, "distill.schedule='cosine' needs distill.anneal_steps of at least 1"),
+        ({"refine": "pixels", "distill.anneal_steps": 0}, "distill.schedule='cosine' needs distill.anneal_steps of at least 1"),
         ({"teacher.name": "openpi"}, "teacher.address='' names no policy server"),
         (
             {"teacher.name": "groot"},

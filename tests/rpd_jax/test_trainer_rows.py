@@ -21,6 +21,7 @@ SMALL = {
     "env.image_size": 16,
     "env.mesh_detail": 0.07,
     "env.num_envs": 2,
+    "refine": "pixels",
     "env.workers": 1,
     "ppo.rollout_steps": 8,
     "ppo.num_minibatches": 2,

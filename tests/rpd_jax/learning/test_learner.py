@@ -415,3 +415,39 @@ def test_dagger_is_imitation_alone():
     assert first == same["minibatches"]["distill_loss"][0] and first > 0.0
     assert metrics["pg_loss"] == metrics["v_loss"] == metrics["entropy"] == metrics["approx_kl"] == 0.0
     assert metrics["optimizer_steps"] == 6
+
+
+def test_the_guess_of_the_state_joins_the_loss():
+    """Imitation's loss and its weight times the guess's error; frames of a replay count once there are some."""
+    weight = 0.25
+    settings = {"algorithm": "dagger", "student.encoder": "small", "student.state_coef": weight}
+    settings |= {"distill.replay": 80, "distill.replay_batch": 20, "ppo.update_epochs": 1, "ppo.num_minibatches": 1}
+    learner = make_learner(**settings)
+    rollout = make_rollout(state=STATES)
+    state = learner.init(jax.random.key(0), EXPECTED["obs"][0], STATES[0])
+    replay = learner.create_replay(7, STATES.shape[-1])
+    arguments = state, rollout, jax.random.key(0), coefficients(learner)
+    frames, states = EXPECTED["obs"].reshape(60, 64, 64, 3), STATES.reshape(60, -1)
+
+    def guess_error(states):
+        return float(np.mean(learner.network.apply(state.params, frames, states, method="look")[3]))
+
+    new, metrics = learner.update(*arguments, replay)
+    # Of an update's replay the rollout's own frames are a part: twenty of the sixty, drawn at random.
+    expected = learner.config.distill.coef * (metrics["distill_loss"] + metrics["replay_loss"])
+    np.testing.assert_allclose(metrics["loss"], expected + weight * metrics["state_loss"], rtol=1e-5)
+    assert metrics["state_loss"] == pytest.approx(guess_error(states), rel=0.3)
+    assert not np.array_equal(new.params["params"]["state_error"]["guess"]["kernel"], 0.0)
+    # Without a replay the error is that of the rollout's frames, exactly.
+    alone = make_learner(**settings | {"distill.replay": 0})
+    _, metrics = alone.update(*arguments)
+    np.testing.assert_allclose(metrics["state_loss"], guess_error(states), rtol=1e-4)
+    # An empty ring, which has zeros to give, does not count.
+    unlabelled = rollout.replace(teacher_actions=None)
+    _, metrics = learner.update(state, unlabelled, *arguments[2:], replay)
+    np.testing.assert_allclose(metrics["state_loss"], guess_error(states), rtol=1e-4)
+    # A guess that is not finite undoes the update, by name.
+    nowhere = make_rollout(state=np.full_like(STATES, np.inf))
+    same, metrics = learner.update(state, nowhere, *arguments[2:], replay)
+    assert learner.nonfinite_term(metrics) == "state_loss"
+    jax.tree.map(np.testing.assert_array_equal, same.params, state.params)

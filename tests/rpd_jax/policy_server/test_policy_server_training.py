@@ -19,6 +19,7 @@ SETTINGS = {
     "teacher.eval_episodes": 0,
     "total_steps": 96,
     "env.num_envs": 2,
+    "refine": "pixels",
     "env.workers": 1,
     "env.image_size": 40,
     "env.mesh_detail": 0.07,

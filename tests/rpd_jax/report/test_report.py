@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def make_run(workdir, algorithm="rpd_mse", seed=0, success=(0.0, 0.5, 1.0), finished=True, teacher=None, **overrides):
     """A run of 100 steps per iteration that evaluates after each, in the trainer's own format."""
     config = default.get_config()
-    config.algorithm, config.seed, config.total_steps = algorithm, seed, 100 * len(success)
+    config.algorithm, config.refine, config.seed = algorithm, "pixels", seed
+    config.total_steps = 100 * len(success)
     config.env.num_envs, config.ppo.rollout_steps = 10, 10
     for name, value in overrides.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
