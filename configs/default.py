@@ -13,7 +13,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     """Returns the settings for one task and reward mode ("sparse" or "normalized_dense")."""
     c = ConfigDict()
     c.algorithm = "rpd_mse"  # rpd_mse | rpd_l1 | rpd_bc | ppd | ppo | dagger
-    # pixels: PPO in pixels, as in the paper | state: refine an expert that sees the simulator's state, then imitate it |
+    # pixels: PPO in pixels, as in the paper | state: refine an expert that sees the simulator's state, then imitate it
     # auto: state without a CUDA device, if the profile is left to us and the student sees frames; else pixels
     c.refine = "auto"
     c.profile = "auto"  # auto | paper | cpu | cpu_state | refine

@@ -26,7 +26,7 @@ from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.action_convention import check_action_dim, choose_gripper, gripper_to_environment
 from rpd_jax.errors import UserError, out_of_memory
-from rpd_jax.teachers import check_frames, print_to_stderr
+from rpd_jax.teachers import Teacher, check_frames, print_to_stderr
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MAX_CHUNK = 256
@@ -34,7 +34,7 @@ MAX_CHUNK = 256
 CPU_CHUNK = 16
 
 
-class OctoTeacher:
+class OctoTeacher(Teacher):
     """Labels frames of one camera with the first action of the chunk that Octo predicts.
 
     What does not depend on the frame is computed once per instruction: T5, and the keys and values of the language
@@ -190,19 +190,6 @@ class OctoTeacher:
             ) from error
         self.chunk_size = frames // 2
         print_to_stderr(f"Octo: out of memory with {frames} frames at a time; continues with {self.chunk_size}.")
-
-    def begin(
-        self,
-        rgb: jax.Array,
-        instruction: str,
-        key: jax.Array,
-        num_samples: int = 1,
-        first_frame: int = 0,
-        steps: int | None = None,
-    ) -> Callable[[], jax.Array]:
-        """Like `act`, which JAX computes in the background anyway; see `rpd_jax.teachers.Teacher`."""
-        actions = self.act(rgb, instruction, key, num_samples, first_frame, steps)
-        return lambda: actions
 
     def trace(
         self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1

@@ -12,10 +12,10 @@ from openvla_bridge.team import WorkerTeam
 from openvla_bridge.uniforms import frame_uniforms
 from rpd_jax.action_convention import ACTION_DIM
 from rpd_jax.errors import UserError
-from rpd_jax.teachers import check_frames, print_to_stderr
+from rpd_jax.teachers import Teacher, check_frames, print_to_stderr
 
 
-class OpenVLATeacher:
+class OpenVLATeacher(Teacher):
     """Labels frames with the actions of an OpenVLA checkpoint, on one worker per device.
 
     Actions are un-normalised with the checkpoint's statistics, the gripper is turned into the environment's (+1 = open)
@@ -74,10 +74,12 @@ class OpenVLATeacher:
         )
         self.worthwhile_batch = self.team.worthwhile_batch
 
-    def act(
+    def begin(
         self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
-    ) -> jax.Array:
-        """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
+    ) -> Callable[[], jax.Array]:
+        """Returns once the workers have what they can take; see `rpd_jax.teachers.Teacher`.
+
+        What they cannot take yet is sent when another batch is begun or waited for.
 
         Args:
             rgb: uint8 [B, H, W, 3].
@@ -87,19 +89,10 @@ class OpenVLATeacher:
             first_frame: number of the first frame.
 
         Returns:
-            float32 [S, B, 7] in [-1, 1].
+            a function that waits for the actions: float32 [S, B, 7] in [-1, 1].
 
         Raises:
             UserError: a worker failed; all of them were ended then.
-        """
-        return self.begin(rgb, instruction, key, num_samples, first_frame)()
-
-    def begin(
-        self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1, first_frame: int = 0
-    ) -> Callable[[], jax.Array]:
-        """Like `act`, but returns once the workers have what they can take; see `rpd_jax.teachers.Teacher`.
-
-        What they cannot take yet is sent when another batch is begun or waited for.
         """
         check_frames(rgb)
         samples = num_samples if self._temperature else 1

@@ -13,10 +13,10 @@ from openvla_bridge.uniforms import frame_uniforms
 from rpd_jax.action_convention import ACTION_DIM
 from rpd_jax.errors import UserError
 from rpd_jax.robot_state import told_state
-from rpd_jax.teachers import check_frames
+from rpd_jax.teachers import Teacher, check_frames
 
 
-class LeRobotTeacher:
+class LeRobotTeacher(Teacher):
     """Labels frames with the actions of a LeRobot policy, on one worker per device.
 
     The policy's own processors normalise, the gripper is turned into the environment's (+1 = open), and all is clipped
@@ -85,7 +85,7 @@ class LeRobotTeacher:
         self.worthwhile_batch, self.horizon = self.team.worthwhile_batch, self.team.horizon
         self.sees_state = self.team.known.state_dim > 0
 
-    def act(
+    def begin(
         self,
         rgb: jax.Array,
         instruction: str,
@@ -94,8 +94,8 @@ class LeRobotTeacher:
         first_frame: int = 0,
         steps: int | None = None,
         state: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
+    ) -> Callable[[], jax.Array]:
+        """Returns once the workers have what they can take; see `rpd_jax.teachers.Teacher`.
 
         Args:
             rgb: uint8 [B, H, W, 3].
@@ -107,24 +107,11 @@ class LeRobotTeacher:
             state: float32 [B, D], the simulator's; needed if `sees_state`.
 
         Returns:
-            float32 [S, B, 7] in [-1, 1], or [S, B, steps, 7].
+            a function that waits for the actions: float32 [S, B, 7] in [-1, 1], or [S, B, steps, 7].
 
         Raises:
             UserError: a worker failed, and all of them were ended then; or frames, states or chunks that do not fit.
         """
-        return self.begin(rgb, instruction, key, num_samples, first_frame, steps, state)()
-
-    def begin(
-        self,
-        rgb: jax.Array,
-        instruction: str,
-        key: jax.Array,
-        num_samples: int = 1,
-        first_frame: int = 0,
-        steps: int | None = None,
-        state: jax.Array | None = None,
-    ) -> Callable[[], jax.Array]:
-        """Like `act`, but returns once the workers have what they can take; see `rpd_jax.teachers.Teacher`."""
         check_frames(rgb)
         self._check_size(self.team.known, rgb.shape[1:3])
         if steps is not None and steps > self.horizon:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from jaxtyping import Array, Float32, Key, UInt8
 from ml_collections import ConfigDict
@@ -15,6 +15,8 @@ GROUP = "rpd_jax.teachers"
 
 class Teacher(Protocol):
     """A vision-language-action model that labels camera frames.
+
+    Of `act` and `begin` a class that inherits from this one needs to have one: each is made of the other.
 
     Attributes:
         worthwhile_batch: frames, at least so many of which should be looked at together.
@@ -37,6 +39,7 @@ class Teacher(Protocol):
         key: Key[Array, ""],
         num_samples: int = 1,
         first_frame: int = 0,
+        **others: Any,
     ) -> Float32[Array, "{num_samples} B 7"]:
         """Returns actions for frames; deterministic given `key`.
 
@@ -47,10 +50,12 @@ class Teacher(Protocol):
             num_samples: actions drawn per frame, S.
             first_frame: number of the first frame; the samples of frame i follow from `key` and `first_frame` + i, so
                 that parts of a batch get the same ones as the whole.
+            others: `state` and `steps`, where the teacher takes them.
 
         Returns:
             S actions for each frame, in the environment's convention: translation, rotation and gripper in [-1, 1].
         """
+        return self.begin(rgb, instruction, key, num_samples, first_frame, **others)()
 
     def begin(
         self,
@@ -59,8 +64,11 @@ class Teacher(Protocol):
         key: Key[Array, ""],
         num_samples: int = 1,
         first_frame: int = 0,
+        **others: Any,
     ) -> Callable[[], Float32[Array, "{num_samples} B 7"]]:
         """Like `act`, but returns as soon as the work has begun: a function that waits for the actions."""
+        actions = self.act(rgb, instruction, key, num_samples, first_frame, **others)
+        return lambda: actions  # which JAX computes in the background
 
     def close(self) -> None:
         """Releases processes and memory; further calls of `act` are errors."""

@@ -54,7 +54,10 @@ def test_stages_follow_from_the_algorithm(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"profile": "cpu"}, "refine='state' has values for its stages in profile='refine', and profile='cpu' has none"),
+        (
+            {"profile": "cpu"},
+            "refine='state' has values for its stages in profile='refine', and profile='cpu' has none",
+        ),
         ({"student.observation": "state"}, "refine='state' ends with a student that sees frames"),
         ({"algorithm": "ppd"}, "algorithm=ppd reads the spread"),
         ({"env.image_size": 64}, "keeps frames as they are drawn"),

@@ -1,6 +1,5 @@
 """A student of an earlier run as a teacher: to compress it, to move it to another camera, to go on from an expert."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -9,9 +8,10 @@ from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.trained_student import TrainedStudent, load_student
+from rpd_jax.teachers import Teacher
 
 
-class StudentTeacher:
+class StudentTeacher(Teacher):
     """Labels with the mean of the student's Gaussian, or with samples of it where `temperature` is above 0.
 
     Attributes:
@@ -53,11 +53,6 @@ class StudentTeacher:
             return jnp.broadcast_to(jnp.clip(mean, -1.0, 1.0), (num_samples, *mean.shape))
         sigma = self._temperature * jnp.exp(self._log_std)
         return _samples(mean, sigma, key, first_frame, num_samples)
-
-    def begin(self, *args, **kwargs) -> Callable[[], jax.Array]:
-        """Like `act`, which JAX computes in the background anyway."""
-        actions = self.act(*args, **kwargs)
-        return lambda: actions
 
     def close(self) -> None:
         """Releases the parameters."""

@@ -1,23 +1,21 @@
 """A policy behind GR00T's ZeroMQ as a teacher: implements `rpd_jax.teachers.Teacher`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from rpd_jax.action_convention import ACTION_DIM, choose_gripper
 from rpd_jax.errors import UserError
-from rpd_jax.policy_server.answers import first_actions, labels, no_such_key
-from rpd_jax.policy_server.api_key import read_api_key
-from rpd_jax.policy_server.connections import Batch, Connections
+from rpd_jax.policy_server.answers import first_actions, no_such_key
+from rpd_jax.policy_server.connections import Batch
 from rpd_jax.policy_server.groot_observation import GrootMap, state_parts
+from rpd_jax.policy_server.served import Asked, ServedTeacher, Servers
 from rpd_jax.robot_state import told_state
-from rpd_jax.teachers import check_frames, print_to_stderr
 
 
-class GrootTeacher:
+class GrootTeacher(ServedTeacher):
     """Labels frames with the first action of the chunk that a policy server answers, `batch_size` frames a request.
 
     The gripper is turned into the environment's (+1 = open), and all is clipped to [-1, 1]. The protocol knows no seed:
@@ -25,20 +23,14 @@ class GrootTeacher:
 
     Attributes:
         horizon: actions of a chunk, if all servers say so; else None.
-        sees_state: whether the policy is told the robot's state besides.
         worthwhile_batch: what keeps all servers busy with batches of `batch_size`.
 
     Args:
-        addresses: of the servers, tcp://host:port; all are to serve the same policy.
+        servers: at tcp://host:port.
         observation: what a request holds.
         action_keys: names of the answer's actions [B, horizon, d], which have seven numbers one after the other.
         gripper: what the gripper's number means, see `action_convention.choose_gripper`; "auto" is refused.
         batch_size: frames of a request.
-        connections: to each address.
-        api_key: sent to all of them, or None.
-        start_timeout: seconds that a server is waited for.
-        request_timeout: seconds until a batch is asked again elsewhere.
-        say: is told what is waited for.
 
     Raises:
         UserError: no servers, or none that can be a teacher.
@@ -46,111 +38,45 @@ class GrootTeacher:
 
     def __init__(
         self,
-        addresses: Sequence[str],
+        servers: Servers,
         observation: GrootMap,
         *,
         action_keys: Sequence[str],
         gripper: str = "auto",
         batch_size: int = 32,
-        connections: int = 4,
-        api_key: str | None = None,
-        start_timeout: float = 1800.0,
-        request_timeout: float = 600.0,
-        say: Callable[[str], None] = print_to_stderr,
     ):
         from rpd_jax.policy_server.groot import Groot  # pyzmq is an extra
 
-        if not addresses:
-            raise UserError("teacher.address='' names no policy server: give one, such as tcp://127.0.0.1:5555.")
+        convention, note = choose_gripper(gripper, {}, f"what {servers.names} says of itself")
+        super().__init__(servers.connect(Groot(servers.api_key), "tcp://127.0.0.1:5555"), observation.told)
         self._observation, self._action_keys, self._batch_size = observation, tuple(action_keys), batch_size
-        self.sees_state, self.worthwhile_batch = observation.told.size != 0, batch_size * len(addresses)
-        self._gripper, note = choose_gripper(gripper, {}, f"what {' and '.join(addresses)} says of itself")
-        self._connections = Connections(
-            addresses,
-            Groot(api_key),
-            each=connections,
-            start_timeout=start_timeout,
-            request_timeout=request_timeout,
-            say=say,
-        )
+        self._gripper, self.worthwhile_batch = convention, batch_size * len(servers.addresses)
         try:
             horizons = [self._checked(*said) for said in self._connections.metadata.items()]
         except BaseException:
             self.close()
             raise
         self.horizon: int | None = None if None in horizons else min(horizons)
-        say(f"Policy server: {note}.")
+        servers.say(f"Policy server: {note}.")
 
-    def act(
-        self,
-        rgb: jax.Array,
-        instruction: str,
-        key: jax.Array,
-        num_samples: int = 1,
-        first_frame: int = 0,
-        steps: int | None = None,
-        state: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns actions for frames; see `rpd_jax.teachers.Teacher`.
-
-        Args:
-            rgb: uint8 [B, H, W, 3].
-            instruction: the sentence that all frames share.
-            key: counts for nothing.
-            num_samples: S; all frames are asked for so many times.
-            first_frame: counts for nothing.
-            steps: how many actions of each chunk; None: the first one, without an axis for them.
-            state: float32 [B, D], the simulator's; needed if `sees_state`.
-
-        Returns:
-            float32 [S, B, 7] in [-1, 1], or [S, B, steps, 7].
-
-        Raises:
-            UserError: a server failed, was lost for too long, or answered what cannot be a label.
-        """
-        return self.begin(rgb, instruction, key, num_samples, first_frame, steps, state)()
-
-    def begin(
-        self,
-        rgb: jax.Array,
-        instruction: str,
-        key: jax.Array,
-        num_samples: int = 1,
-        first_frame: int = 0,
-        steps: int | None = None,
-        state: jax.Array | None = None,
-    ) -> Callable[[], jax.Array]:
-        """Like `act`, but returns at once; see `rpd_jax.teachers.Teacher`."""
-        check_frames(rgb)
-        frames = np.asarray(rgb)
-        told = self._observation.told.of(state, len(frames))
-        actions = np.empty((num_samples, len(frames), steps or 1, ACTION_DIM), np.float32)
-        parts = -(-len(frames) // self._batch_size)
+    def _requests(self, asked: Asked, actions: np.ndarray) -> Batch:
+        """As many for each `batch_size` frames as there are samples."""
+        frames = len(asked.frames)
+        parts = -(-frames // self._batch_size)
 
         def rows_of(index: int) -> tuple[int, slice]:
             sample, part = divmod(index, parts)
-            return sample, slice(part * self._batch_size, min((part + 1) * self._batch_size, len(frames)))
+            return sample, slice(part * self._batch_size, min((part + 1) * self._batch_size, frames))
 
         def message(index: int) -> dict:
             _, rows = rows_of(index)
-            return self._observation.observation(frames[rows], instruction, told[rows])
+            return self._observation.observation(asked.frames[rows], asked.instruction, asked.told[rows])
 
         def take(index: int, answer: Any, address: str) -> None:
             sample, rows = rows_of(index)
-            actions[sample, rows] = self._actions(answer, rows.stop - rows.start, steps or 1, address)
+            actions[sample, rows] = self._actions(answer, rows.stop - rows.start, asked.steps, address)
 
-        batch = Batch(message, take, num_samples * parts)
-        self._connections.ask(batch)
-
-        def finish() -> jax.Array:
-            batch.done.result()
-            return labels(actions, steps, self._gripper)
-
-        return finish
-
-    def close(self) -> None:
-        """Closes the connections."""
-        self._connections.close()
+        return Batch(message, take, asked.num_samples * parts)
 
     def _checked(self, address: str, modalities: dict) -> int | None:
         """The actions of a chunk of a server whose policy sees and gives what it should, as far as it says that."""
@@ -202,13 +128,9 @@ def load(config: ConfigDict) -> GrootTeacher:
         settings.letterbox,
     )
     return GrootTeacher(
-        [address.strip() for address in settings.address.split(",") if address.strip()],
+        Servers.from_config(settings),
         observation,
         action_keys=[key.strip().removeprefix("action.") for key in settings.action_key.split(",")],
         gripper=settings.gripper,
         batch_size=settings.batch_size,
-        connections=settings.connections,
-        api_key=read_api_key(settings.api_key_file, "teacher.api_key_file"),
-        start_timeout=settings.start_timeout,
-        request_timeout=settings.request_timeout,
     )

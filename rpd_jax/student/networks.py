@@ -201,7 +201,8 @@ class ActorCritic(nn.Module):
         return self.look(rgb, state)[:3]
 
     def look(self, rgb: jax.Array | None, state: jax.Array | None = None):
-        """As `__call__`, and the squared error [B] of a guess of the state from the actor's features (None: no guess).
+        """As `__call__`, and the squared error [B] of a guess of the state from the actor's features (None: no guess,
+        or no state to compare it with).
 
         The guess trains the encoder to see where things are. It is of the normalised state where that is normalised.
         """
@@ -211,7 +212,7 @@ class ActorCritic(nn.Module):
         else:
             critic_features = jax.lax.stop_gradient(features) if self.value_stop_gradient else features
         error = None
-        if self.state_coef > 0:
+        if self.state_coef > 0 and state is not None:
             error = self.state_error(features, jax.lax.stop_gradient(seen[:, : state.shape[-1]]))
         return self.actor(features), self.log_std, self.value_head(critic_features)[:, 0], error
 

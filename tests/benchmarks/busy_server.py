@@ -20,6 +20,7 @@ from absl import app, flags
 from configs import default
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.policy_server.observation import ObservationMap
+from rpd_jax.policy_server.served import Servers
 from rpd_jax.policy_server.teacher import PolicyServerTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,9 +58,8 @@ def busy_share(envs, connections):
     actions = np.random.default_rng(0).uniform(-1, 1, (_STEPS.value, envs.num_envs, 7)).astype(np.float32)
     names = ObservationMap("observation/image", "prompt")
     with peer("openpi_peer.py", "50 ms, told", python=openpi_python()) as server:
-        teacher = PolicyServerTeacher(
-            [server.address], names, gripper="signed", connections=connections, say=lambda text: None
-        )
+        servers = Servers([server.address], connections, say=lambda text: None)
+        teacher = PolicyServerTeacher(servers, names, gripper="signed")
         rgb, answers = envs.reset(0), []
         begin = time.monotonic()
         for action in actions:

@@ -20,6 +20,7 @@ from absl import app, flags
 from octo_teacher.embedded import find_checkpoint
 from octo_teacher.teacher import OctoTeacher
 from rpd_jax.policy_server.observation import ObservationMap
+from rpd_jax.policy_server.served import Servers
 from rpd_jax.policy_server.teacher import PolicyServerTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,9 +41,8 @@ def main(_):
             teachers = {"in process": OctoTeacher.load(find_checkpoint(_TEACHER.value))}
             names = ObservationMap("observation/image", "prompt")
             for count in map(int, _CONNECTIONS.value):
-                teachers[f"{count} connections"] = PolicyServerTeacher(
-                    [f"ws://127.0.0.1:{port}"], names, connections=count
-                )
+                servers = Servers([f"ws://127.0.0.1:{port}"], count)
+                teachers[f"{count} connections"] = PolicyServerTeacher(servers, names)
             measure(teachers, frames)
             for teacher in teachers.values():
                 teacher.close()

@@ -276,7 +276,10 @@ def test_the_last_values_that_work_are_taken(path, value):
         ({"student.image_size": 35}, "student.image_size=35 is too small for the encoder: use 36 or more"),
         ({"student.image_size": 64, "distill.augment": 64}, "distill.augment=64 shifts the whole frame out of sight"),
         ({"algorithm": "dagger", "distill.coef": 0.0}, "distill.coef=0.0 leaves dagger nothing to learn"),
-        ({"refine": "pixels", "distill.anneal_steps": 0}, "distill.schedule='cosine' needs distill.anneal_steps of at least 1"),
+        (
+            {"refine": "pixels", "distill.anneal_steps": 0},
+            "distill.schedule='cosine' needs distill.anneal_steps of at least 1",
+        ),
         ({"teacher.name": "openpi"}, "teacher.address='' names no policy server"),
         (
             {"teacher.name": "groot"},

@@ -28,7 +28,7 @@ def make_run(workdir, observation, task="PushCube-v1"):
     open_run(workdir, config, TRAINING)
     network = ActorCritic.from_config(config.student)
     frames = FRAMES if network.sees_frames else None
-    params = network.init(jax.random.key(0), frames, STATES if network.sees_state else None)
+    params = network.init(jax.random.key(0), frames, STATES if network.reads_state else None)
     with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, {"learner": {"params": params}}, {"step": 0})
     return network, params

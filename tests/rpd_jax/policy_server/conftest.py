@@ -1,5 +1,5 @@
 import pytest
-from peers import ENVIRONMENT, openpi_python, peer
+from peers import ENVIRONMENT, openpi_python, peer, servers_of
 
 from rpd_jax.policy_server.observation import ObservationMap
 from rpd_jax.policy_server.teacher import PolicyServerTeacher
@@ -31,8 +31,8 @@ def teacher_of():
 
     def make(*addresses, observation=usual, **options):
         said = options.pop("said", [])
-        options = {"gripper": "signed", "start_timeout": 20.0, "request_timeout": 20.0} | options
-        made.append(PolicyServerTeacher(addresses, observation, say=said.append, **options))
+        servers = servers_of(addresses, options, said)
+        made.append(PolicyServerTeacher(servers, observation, **{"gripper": "signed"} | options))
         made[-1].said = said
         return made[-1]
 

@@ -3,7 +3,7 @@
 import contextlib
 
 from groot_peer import LANGUAGE, PARTS
-from peers import peer
+from peers import peer, servers_of
 
 from rpd_jax.policy_server.groot_observation import GrootMap
 from rpd_jax.policy_server.groot_teacher import GrootTeacher
@@ -20,13 +20,9 @@ def groot_peer(*arguments):
 def groot_teacher(*addresses, observation=USUAL, **options):
     """A teacher, closed with the `with` block; `said` is what it said."""
     said = options.pop("said", [])
-    options = {
-        "gripper": "signed",
-        "start_timeout": 20.0,
-        "request_timeout": 20.0,
-        "action_keys": tuple(PARTS),
-    } | options
-    teacher = GrootTeacher(addresses, observation, say=said.append, **options)
+    servers = servers_of(addresses, options, said)
+    options = {"gripper": "signed", "action_keys": tuple(PARTS)} | options
+    teacher = GrootTeacher(servers, observation, **options)
     teacher.said = said
     try:
         yield teacher

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rpd_jax.policy_server.served import Servers
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 ENVIRONMENT = ROOT / ".venv-openpi"
@@ -23,6 +25,13 @@ def openpi_python() -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         subprocess.run(["make", "openpi-env", f"PYTHON={sys.executable}"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
     return str(ENVIRONMENT / "bin" / "python")
+
+
+def servers_of(addresses, options, said) -> Servers:
+    """Servers with short waits; takes what is theirs out of the options. `said` is given what the user is told."""
+    names = ("connections", "api_key", "start_timeout", "request_timeout")
+    own = {"start_timeout": 20.0, "request_timeout": 20.0} | {n: options.pop(n) for n in names if n in options}
+    return Servers(addresses, say=said.append, **own)
 
 
 class Peer:
