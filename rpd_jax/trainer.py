@@ -107,7 +107,7 @@ def _plot(stages: list[StagePlan], path: Path) -> None:
         plot_run(stages[-1].directory, path)
     else:
         title = f"{config.env.task}, {stages[-2].config.algorithm}, seed {config.seed}"
-        plot_stages({stage.name: stage.directory for stage in stages}, title, path)
+        plot_stages([{stage.name: stage.directory for stage in stages}], title, path)
 
 
 @contextlib.contextmanager

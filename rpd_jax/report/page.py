@@ -16,6 +16,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.markdown import markdown_table
 from rpd_jax.report import figures, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
+from rpd_jax.report.stage_curves import plot_stages, stages_of
 from rpd_jax.run.whole_file import write_whole
 from rpd_jax.training_run.fields import FREE_FIELDS
 
@@ -109,7 +110,13 @@ def _panel_pictures(panel: Panel, folder: Path) -> dict[str, str]:
     success, returns = folder / f"success-{name}.png", folder / f"return-{name}.png"
     figures.plot_curves(panel, "success", success)
     figures.plot_curves(panel, "return", returns)
-    return {"title": panel.title, "success": _data(success), "returns": _data(returns)}
+    pictures = {"title": panel.title, "success": _data(success), "returns": _data(returns), "stages": ""}
+    refined, controls = panel.staged()
+    if refined:
+        stages = folder / f"stages-{name}.png"
+        plot_stages([*map(stages_of, refined)], panel.title, stages, [*map(stages_of, controls)])
+        pictures["stages"] = _data(stages)
+    return pictures
 
 
 def _aggregates(panels: Sequence[Panel]) -> tuple[dict[str, dict[str, float]], list[str]]:

@@ -107,6 +107,15 @@ class Panel:
     def runs(self) -> list[Run]:
         return [run for series in self.series for run in series.runs]
 
+    def staged(self) -> tuple[list[Path], list[Path]]:
+        """The directories of its runs of several stages: those that were refined, and those of imitation alone."""
+        refined, alone = [], []
+        for run in self.runs:
+            if run.config.get("refine", "pixels") == "state" and run.rows:
+                algorithm = ALGORITHMS.get(run.algorithm)  # None: another package's
+                (refined if algorithm is None or algorithm.reinforces else alone).append(run.path)
+        return refined, alone
+
     def teachers(self, name: str) -> dict[str, float]:
         """Mean of `name` ("success" or "return") of each teacher checkpoint that the panel's runs measured."""
         values: dict[str, list[float]] = {}

@@ -19,6 +19,7 @@ from rpd_jax.report import statistics
 from rpd_jax.report.figures import plot_run
 from rpd_jax.report.page import write_report
 from rpd_jax.report.runs import find_runs, group
+from rpd_jax.report.stage_curves import _curve, stages_of
 from rpd_jax.run.directory import open_run
 from rpd_jax.run.metrics import MetricsLog
 from rpd_jax.training_run.fields import TRAINING
@@ -211,3 +212,27 @@ def test_steps_and_minutes_of_a_run_are_those_of_all_its_stages(tmp_path):
     (workdir / "results.json").write_text(json.dumps(results))
     (run,) = find_runs([workdir])
     assert run.minutes == 9.5
+
+
+def test_stages_are_drawn_over_minutes_beside_imitation_alone(tmp_path):
+    """Two seeds of a run of three stages, a control, and a run of one stage that is not part of the picture."""
+    for seed in (0, 1):
+        run = make_run(tmp_path / f"refined{seed}", refine="state", seed=seed, teacher=0.3)
+        for stage, success in (("label", (0.0, 0.2)), ("refine", (0.5, 0.9, 0.95))):
+            make_run(run / stage, success=success, seed=seed)
+    make_run(tmp_path / "control", "dagger", refine="state", success=(0.2, 0.3))
+    make_run(tmp_path / "pixels", success=(0.1, 0.2))
+    runs = find_runs([tmp_path / name for name in ("refined0", "refined1", "control", "pixels")])
+    (panel,) = group(runs)
+    refined, controls = panel.staged()
+    assert refined == [tmp_path / "refined0", tmp_path / "refined1"] and controls == [tmp_path / "control"]
+    assert list(stages_of(refined[0])) == ["label", "refine", "distil"]
+    assert list(stages_of(controls[0])) == ["distil"]
+    page = write_report(runs, tmp_path / "report").read_text()
+    (picture,) = (tmp_path / "report").glob("stages-*.png")
+    assert "stage after stage, PushCube-v1, sparse" in page and picture.stat().st_size > 5000
+    # Minutes go on from stage to stage, and evaluations are where their iterations ended.
+    at, success, end = _curve(refined[0] / "refine", 2.0)
+    seconds = np.cumsum([99.0, 4.0, 4.0])
+    np.testing.assert_allclose(at, 2.0 + seconds / 60)
+    assert success == [50.0, 90.0, 95.0] and end == at[-1]
