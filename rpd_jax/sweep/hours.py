@@ -23,34 +23,40 @@ class Estimate:
 
 
 def estimate(jobs: Sequence[Job], runs: Sequence[Run]) -> Estimate:
-    """Adds up total_steps / rate of the training jobs.
+    """Adds up the time of the training jobs: total_steps / rate, and what the stages before the last took.
 
-    A job's rate is that of runs with the same profile, observation, environments, frames and teacher, and the same
-    algorithm; where the algorithm was not measured, that of the slowest of those runs.
+    They are those of runs with the same profile, observation, environments, frames and teacher, and the same
+    algorithm; where the algorithm was not measured, of the slowest of those runs.
     """
-    hours, unknown = 0.0, []
-    for job in jobs:
-        rate = None if job.config is None else _seconds_per_step(job, runs)
-        if rate is None:
-            unknown.append(job)
-        else:
-            seconds, steps = rate
-            hours += seconds * steps / 3600.0
-    return Estimate(hours, unknown)
+    seconds = [None if job.config is None else _seconds_of_job(job, runs) for job in jobs]
+    unknown = [job for job, found in zip(jobs, seconds, strict=True) if found is None]
+    return Estimate(sum(found for found in seconds if found is not None) / 3600.0, unknown)
 
 
-def _seconds_per_step(job: Job, runs: Sequence[Run]) -> tuple[float, int] | None:
+def _seconds_of_job(job: Job, runs: Sequence[Run]) -> float | None:
     config = settings.resolve(job_config(job))
     resolved = flatten_dict(config.to_dict(), sep=".")
     wanted = {name: resolved[name] for name in _ALIKE}
     measured: dict[str, list[float]] = {}
     for run in runs:
-        seconds = seconds_per_stage([run])
-        if seconds and all(run.config.get(name) == value for name, value in wanted.items()):
-            batch = run.config["env.num_envs"] * run.config["ppo.rollout_steps"]
-            measured.setdefault(run.algorithm, []).append(seconds["total"] / batch)
-    rates = measured.get(config.algorithm) or [rate for found in measured.values() for rate in found]
-    if not rates:
+        seconds = _seconds_at_the_pace_of(run, config.total_steps)
+        if seconds is not None and all(run.config.get(name) == value for name, value in wanted.items()):
+            measured.setdefault(run.algorithm, []).append(seconds)
+    if config.algorithm in measured:
+        same = measured[config.algorithm]
+        return sum(same) / len(same)
+    return max((seconds for found in measured.values() for seconds in found), default=None)
+
+
+def _seconds_at_the_pace_of(run: Run, steps: int) -> float | None:
+    """Seconds of a run whose last stage has `steps`; None where `run` does not tell them, or not yet."""
+    per_iteration = seconds_per_stage([run])
+    if not per_iteration:
         return None
-    same = config.algorithm in measured
-    return (sum(rates) / len(rates) if same else max(rates)), config.total_steps
+    own = steps * per_iteration["total"] / (run.config["env.num_envs"] * run.config["ppo.rollout_steps"])
+    if run.config.get("refine", "pixels") == "pixels":
+        return own
+    if run.results is None or "stages" not in run.results:
+        return None
+    *earlier, _ = run.results["stages"].values()
+    return own + 60.0 * sum(float(stage["minutes"]) for stage in earlier)

@@ -133,6 +133,25 @@ def test_hours_come_from_runs_of_the_same_kind(tmp_path):
     assert len(estimate(load_sweep(PAPER / "fig3.py", "paper"), runs).unknown) == 25
 
 
+def test_hours_of_runs_of_several_stages_are_those_of_all_of_them(tmp_path):
+    from rpd_jax import settings
+
+    (job,) = training(["push_cube_sparse"], ["rpd_mse"], seeds=1, settings={"refine": "state"})
+    run = tmp_path / "run"
+    open_run(run, settings.resolve(job_config(job)), TRAINING)
+    log = MetricsLog(run, 0)
+    for iteration, total in enumerate((99.0, 30.0, 30.0)):
+        log.write(iteration, 0, {"time/total": total})
+    log.close()
+    # While it runs, nobody knows what its earlier stages took.
+    assert estimate([job], find_runs([run])).unknown == [job]
+    summary = {"success": 1.0, "success_low": 0.9, "success_high": 1.0, "episodes": 112.0}
+    stages = {name: {"minutes": minutes} for name, minutes in (("label", 4.0), ("refine", 10.0), ("distil", 7.0))}
+    (run / "results.json").write_text(json.dumps({"student": summary, "minutes": 7.0, "stages": stages}))
+    # 16,384 steps are 16 iterations.
+    assert estimate([job], find_runs([run])).hours == pytest.approx((16 * 30 + 14 * 60) / 3600)
+
+
 def test_without_slurm_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     jobs = training(["push_cube_sparse"], ["ppo"], seeds=1)
