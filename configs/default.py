@@ -2,8 +2,7 @@
 
 A field that is None here takes its value from the profile (`profiles` below) once the machine is known: `paper` where
 there is a CUDA device; elsewhere `refine`, `cpu` where refine=pixels, or `cpu_state` for a student that sees the state
-and no frames. A value set in a config file or on the command line always wins
-over the profile.
+and no frames. A value set in a config file or on the command line always wins over the profile.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -97,10 +97,11 @@ class ServedTeacher(Teacher):
         sees_state: whether the policy is told the robot's state besides.
     """
 
+    _gripper: str  # what its number means, of the protocol's own teacher
+
     def __init__(self, connections: Connections, told: ToldState):
         self.sees_state = told.size != 0
         self._connections, self._told = connections, told
-        self._gripper = "signed"
 
     def begin(
         self,

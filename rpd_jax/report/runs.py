@@ -51,6 +51,11 @@ class Run:
         return self.config["seed"]
 
     @property
+    def has_stages(self) -> bool:
+        """It refines on the state: its rows are those of its last stage."""
+        return self.config.get("refine", "pixels") == "state"
+
+    @property
     def step(self) -> int:
         """Environment steps done."""
         return int(self.rows[-1]["step"]) if self.rows else 0
@@ -62,7 +67,7 @@ class Run:
         own = self.config["total_steps"] // batch * batch
         if not self.rows:
             return own
-        before = self.rows[0]["step"] - batch if self.config.get("refine", "pixels") != "pixels" else 0
+        before = self.rows[0]["step"] - batch if self.has_stages else 0
         return int(before) + own
 
     @property
@@ -111,7 +116,7 @@ class Panel:
         """The directories of its runs of several stages: those that were refined, and those of imitation alone."""
         refined, alone = [], []
         for run in self.runs:
-            if run.config.get("refine", "pixels") == "state" and run.rows:
+            if run.has_stages and run.rows:
                 algorithm = ALGORITHMS.get(run.algorithm)  # None: another package's
                 (refined if algorithm is None or algorithm.reinforces else alone).append(run.path)
         return refined, alone

@@ -54,7 +54,7 @@ def _seconds_at_the_pace_of(run: Run, steps: int) -> float | None:
     if not per_iteration:
         return None
     own = steps * per_iteration["total"] / (run.config["env.num_envs"] * run.config["ppo.rollout_steps"])
-    if run.config.get("refine", "pixels") == "pixels":
+    if not run.has_stages:
         return own
     if run.results is None or "stages" not in run.results:
         return None
