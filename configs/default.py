@@ -72,7 +72,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher.connections = 4  # openpi, groot: to each address, each with one frame (groot: one batch) on its way
     c.teacher.api_key_file = ""  # openpi, groot: file that holds the key; empty: RPD_POLICY_API_KEY, or none
     c.teacher.observation = ConfigDict()
-    c.teacher.observation.image = "observation/image"  # openpi, groot: the policy's name of the frame
+    c.teacher.observation.image = "observation/image"  # openpi, groot, lerobot: the policy's name of the frame
     c.teacher.observation.state = "observation/state"  # its name of `state` below; groot: or arm:7,gripper:2
     c.teacher.observation.prompt = "prompt"  # openpi, groot: the policy's name of the instruction; empty: it gets none
     c.teacher.action_key = "actions"  # openpi, groot: the policy's name of its actions; groot: several with commas

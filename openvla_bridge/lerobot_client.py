@@ -33,6 +33,8 @@ class LeRobotTeacher(Teacher):
         checkpoint: a folder that LeRobot's `save_pretrained` wrote, policy and processors, or hf://owner/name.
         state: what fills observation.state, where the policy has it: see `rpd_jax.robot_state.told_state`.
         task: `env.task`, whose states are shown.
+        image: the policy's name of the image that frames are, "observation.images.front"; it matters where the policy
+            sees several.
         image_size: height and width in pixels of the frames that it will be shown; None: it is compared with the
             policy's when they come.
         devices: one worker for each, as torch names them; "auto" is the GPU where there is one, else the CPU.
@@ -54,6 +56,7 @@ class LeRobotTeacher(Teacher):
         *,
         state: str = "none",
         task: str = "",
+        image: str = "",
         image_size: int | None = None,
         devices: Sequence[str] = ("auto",),
         python: str = "",
@@ -72,7 +75,7 @@ class LeRobotTeacher(Teacher):
                 self._check_size(known, (image_size, image_size))
 
         self.team = WorkerTeam(
-            Model("LeRobot", "lerobot", checkpoint, precision, {}),
+            Model("LeRobot", "lerobot", checkpoint, precision, {"image": image}),
             devices=devices,
             python=python,
             gripper=gripper,
@@ -145,7 +148,7 @@ class LeRobotTeacher(Teacher):
 
     def _check_size(self, known: Known, drawn: Sequence[int]) -> None:
         height, width = known.image_size
-        if (height, width) == tuple(drawn):
+        if (height, width) in ((0, 0), tuple(drawn)):
             return
         mend = f"set env.image_size={height}" if height == width else "frames are square, so it cannot be a teacher"
         raise UserError(
@@ -176,6 +179,7 @@ def load(config: ConfigDict) -> LeRobotTeacher:
         settings.checkpoint,
         state=settings.state,
         task=config.env.task,
+        image=settings.observation.image,
         image_size=config.env.image_size,
         devices=tuple(settings.devices),
         python=settings.python,

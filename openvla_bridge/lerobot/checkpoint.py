@@ -39,6 +39,8 @@ STEPS = (
     "xvla_add_domain_id",
     "xvla_rotation_6d_to_axis_angle",
 )
+# Policies that bring images to their own size, do without cameras that are missing, and pad the state.
+ADAPTING = ("smolvla", "pi0", "pi05")
 # How a feature is normalised -> the statistics that it takes.
 MODES = {
     "IDENTITY": (),
@@ -66,12 +68,13 @@ class Checkpoint:
     known: Known
 
 
-def read_checkpoint(checkpoint: str, report: Report) -> Checkpoint:
+def read_checkpoint(checkpoint: str, report: Report, image: str = "") -> Checkpoint:
     """Finds and reads a checkpoint, but for its weights.
 
     Args:
         checkpoint: a folder that LeRobot's `save_pretrained` wrote, or hf://owner/name.
         report: is told what is fetched.
+        image: the policy's name of the image that frames are; it matters where the policy sees several.
 
     Raises:
         BridgeError: it is none, or none that can label one frame at a time with actions.
@@ -80,19 +83,26 @@ def read_checkpoint(checkpoint: str, report: Report) -> Checkpoint:
     config = _mapping(read_json(folder / "config.json", LAYOUT), folder / "config.json")
     kind = _policy(config, folder)
     inputs, outputs = (_features(config, name, folder) for name in ("input_features", "output_features"))
-    image = _only_image(inputs, folder)
+    image = _image_of_frames(kind, inputs, image, folder)
     channels, height, width = _shape(inputs, image, 3, folder)
     if channels != 3:
         raise BridgeError(f"{folder / 'config.json'}: {image!r} has {channels} channels; frames have 3.")
-    states = _shape(inputs, STATE, 1, folder) if STATE in inputs else (0,)
     (action_dim,) = _shape(outputs, ACTION, 1, folder)
     if not (folder / WEIGHTS).is_file():
         raise BridgeError(f"{folder / WEIGHTS} is missing: get the checkpoint again.")
     modes = _mapping(config.get("normalization_mapping"), folder / "config.json")
-    _check_processor(folder / PREPROCESSOR, "normalizer_processor", inputs, modes)
-    statistics = _check_processor(folder / POSTPROCESSOR, "unnormalizer_processor", {ACTION: outputs[ACTION]}, modes)
-    gripper = _of_gripper(statistics, action_dim)
-    return Checkpoint(folder, kind, image, Known(action_dim, gripper, (height, width), states[0]))
+    seen = _processor_statistics(folder / PREPROCESSOR, "normalizer_processor", modes)
+    if kind in ADAPTING and STATE in inputs:
+        inputs = {**inputs, STATE: _state_of_statistics(inputs[STATE], modes, seen)}
+    states = _shape(inputs, STATE, 1, folder) if STATE in inputs else (0,)
+    for key, feature in inputs.items():
+        _check_statistics(folder / PREPROCESSOR, key, feature, modes, seen)
+    acted = _processor_statistics(folder / POSTPROCESSOR, "unnormalizer_processor", modes)
+    _check_statistics(folder / POSTPROCESSOR, ACTION, outputs[ACTION], modes, acted)
+    # Letterboxed, other proportions would look like nothing that the policy has seen.
+    resizes = kind in ADAPTING and height == width and config.get("resize_imgs_with_padding", True) is not None
+    size = (0, 0) if resizes else (height, width)
+    return Checkpoint(folder, kind, image, Known(action_dim, _of_gripper(acted, action_dim), size, states[0]))
 
 
 def _policy(config: Mapping[str, Any], folder: Path) -> str:
@@ -129,17 +139,25 @@ def _features(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, M
     return features
 
 
-def _only_image(inputs: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """The name of the one image; raises BridgeError for features that frames and states cannot fill."""
+def _image_of_frames(kind: str, inputs: Mapping[str, Mapping[str, Any]], wanted: str, folder: Path) -> str:
+    """The name of the image that frames fill; raises BridgeError for features that frames and states cannot fill."""
     file = folder / "config.json"
-    # pi0's and SmolVLA's empty cameras are for the policy to fill.
+    # Empty cameras are for the policy to fill.
     images = [
         name for name, feature in inputs.items() if feature.get("type") == "VISUAL" and "empty_camera" not in name
     ]
-    if len(images) != 1:
-        there = f"the images {', '.join(images)}" if images else "no image"
+    there = f"the images {', '.join(images)}" if images else "no image"
+    # Names of other kinds of teachers, such as the default, say nothing here.
+    if wanted.startswith("observation.image") and wanted not in images:
+        raise BridgeError(f"{file}: the policy sees {there}, and not teacher.observation.image={wanted!r}.")
+    if not images or (len(images) > 1 and kind not in ADAPTING):
         raise BridgeError(
             f"{file}: the policy sees {there}, and a teacher is shown one camera's frame: give one that sees one image."
+        )
+    if len(images) > 1 and wanted not in images:
+        raise BridgeError(
+            f"{file}: the policy sees {there}, and a teacher is shown one camera's frame: set "
+            "teacher.observation.image to its name; the policy is told that the others are missing."
         )
     for name, feature in inputs.items():
         if feature.get("type") != "VISUAL" and name != STATE:
@@ -147,7 +165,7 @@ def _only_image(inputs: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
                 f"{file}: the policy takes {name!r} ({feature.get('type')}), which nothing here can fill: give one "
                 f"that takes an image, and {STATE!r} at most."
             )
-    return images[0]
+    return wanted if wanted in images else images[0]
 
 
 def _shape(features: Mapping[str, Mapping[str, Any]], name: str, rank: int, folder: Path) -> tuple[int, ...]:
@@ -160,10 +178,8 @@ def _shape(features: Mapping[str, Mapping[str, Any]], name: str, rank: int, fold
     return tuple(shape)
 
 
-def _check_processor(
-    file: Path, step_name: str, features: Mapping[str, Mapping[str, Any]], modes: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """Raises BridgeError unless all that is to be normalised has statistics; returns those by "feature.statistic"."""
+def _processor_statistics(file: Path, step_name: str, modes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The statistics that a processor's step normalises with, by "feature.statistic"."""
     found: dict[str, np.ndarray] = {}
     for step in processor_steps(file):
         if step["registry_name"] == step_name:
@@ -171,9 +187,23 @@ def _check_processor(
             if any(rules.get(kind, "IDENTITY") != mode for kind, mode in modes.items()):
                 raise BridgeError(f"{file} normalises by other rules than config.json says: get the checkpoint again.")
             found |= _statistics(file, step)
-    for key, feature in features.items():
-        _check_statistics(file, key, feature, modes, found)
     return found
+
+
+def _state_of_statistics(
+    feature: Mapping[str, Any], modes: Mapping[str, Any], found: Mapping[str, np.ndarray]
+) -> Mapping[str, Any]:
+    """The state as the policy was last trained with it.
+
+    LeRobot's fine-tuning leaves the shape of the policy that it started from in config.json; it is the statistics that
+    are of the demos.
+    """
+    mode = modes.get("STATE", "IDENTITY")
+    for statistic in MODES.get(mode, ()) if isinstance(mode, str) else ():
+        values = found.get(f"{STATE}.{statistic}")
+        if values is not None and values.ndim == 1:
+            return {**feature, "shape": [len(values)]}
+    return feature
 
 
 def _of_gripper(statistics: Mapping[str, np.ndarray], action_dim: int) -> dict[str, float]:

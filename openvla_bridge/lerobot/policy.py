@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,23 @@ import torch
 
 from openvla_bridge.checkpoint_files import Report
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.lerobot.checkpoint import ACTION, PREPROCESSOR, STATE, Checkpoint, processor_steps, read_checkpoint
+from openvla_bridge.lerobot.backbone import find_backbones
+from openvla_bridge.lerobot.checkpoint import (
+    ACTION,
+    PREPROCESSOR,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    processor_steps,
+    read_checkpoint,
+)
 from openvla_bridge.lerobot.noise import RowNoise
 from openvla_bridge.lerobot.torchvision_operators import import_torchvision
 from openvla_bridge.request import Known, Request
 
 _SEEDS = 1 << 23  # a float32 in [0, 1) has so many
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors names them
+_ANY_SIDE = 64  # px of a first frame, for policies that take frames of any size
 
 
 class LeRobotPolicy:
@@ -53,6 +65,7 @@ class LeRobotPolicy:
         precision: str = "float32",
         report: Report = lambda text: None,
         on_known: Callable[[Known], None] = lambda known: None,
+        image: str = "",
     ) -> "LeRobotPolicy":
         """Loads what LeRobot's `save_pretrained` wrote; everything small is checked before LeRobot is imported.
 
@@ -63,13 +76,15 @@ class LeRobotPolicy:
                 LeRobot's use_amp.
             report: is told what is being done.
             on_known: is told what the checkpoint says, before the weights.
+            image: the policy's name of the image that frames are, where it sees several.
 
         Raises:
             BridgeError: the checkpoint cannot be a teacher.
             ImportError: LeRobot, or what this policy needs, is not installed.
         """
-        found = read_checkpoint(checkpoint, report)
+        found = read_checkpoint(checkpoint, report, image)
         on_known(found.known)
+        find_backbones(found, report)
         report("importing lerobot")
         import_torchvision()
         from lerobot.configs.policies import PreTrainedConfig
@@ -79,7 +94,8 @@ class LeRobotPolicy:
         with _told_of(found):
             config = PreTrainedConfig.from_pretrained(found.folder)
             config.device = device
-            # The checkpoint has all weights; these would be fetched first, as pickles, and be overwritten.
+            of_backbone = getattr(config, "load_vlm_weights", False)
+            # The checkpoint has all weights; these would be fetched first, some as pickles, and be overwritten.
             for name, off in (
                 ("pretrained_backbone_weights", None),
                 ("load_vlm_weights", False),
@@ -89,6 +105,8 @@ class LeRobotPolicy:
                     setattr(config, name, off)
             # Not strict, LeRobot leaves missing weights as they were drawn.
             policy = get_policy_class(found.kind).from_pretrained(found.folder, config=config, strict=True)
+            if of_backbone:
+                _set_dtypes(policy, found.folder / WEIGHTS)
             steps = [step["registry_name"] for step in processor_steps(found.folder / PREPROCESSOR)]
             preprocess, postprocess = make_pre_post_processors(
                 config,
@@ -115,7 +133,7 @@ class LeRobotPolicy:
 
     def _try(self) -> int:
         """Labels a black frame; returns the actions of its chunk, and raises BridgeError if they cannot be labels."""
-        height, width = self._checkpoint.known.image_size
+        height, width = (side or _ANY_SIDE for side in self._checkpoint.known.image_size)
         state = np.zeros((1, self._checkpoint.known.state_dim), np.float32)
         request = Request(np.zeros((1, height, width, 3), np.uint8), state, "")
         before = _global_generators(self.device)
@@ -172,6 +190,20 @@ class LeRobotPolicy:
             batch[OBS_IMAGES] = torch.stack(images, dim=-4)
             self._policy._queues = populate_queues(queues, batch)
         return batch
+
+
+def _set_dtypes(policy: Any, weights: Path) -> None:
+    """Gives the parameters the types that they were saved with.
+
+    LeRobot's SmolVLA has those of its backbone's weights where it loads these, bfloat16, and float32 without them.
+    """
+    from safetensors import safe_open
+
+    parameters = dict(policy.named_parameters())
+    with safe_open(weights, "pt") as saved:
+        for name in parameters.keys() & set(saved.keys()):
+            dtype = _DTYPES.get(saved.get_slice(name).get_dtype(), parameters[name].dtype)
+            parameters[name].data = parameters[name].data.to(dtype)
 
 
 def _global_generators(device: torch.device) -> list[torch.Tensor]:

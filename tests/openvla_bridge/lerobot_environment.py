@@ -1,4 +1,4 @@
-"""LeRobot's environment, and two policies that its own code made there."""
+"""LeRobot's environment, and three policies that its own code made there."""
 
 import fcntl
 import os
@@ -28,10 +28,14 @@ def lerobot_python() -> str:
 
 @dataclass
 class LeRobot:
-    """What LeRobot made: `folder` with act/ and diffusion/, and their chunks [B, 4, 7] of `frames` and `states`."""
+    """What LeRobot made: `folder` with act/, diffusion/ and smolvla/, and their chunks [B, 4, 7] of `frames`, `states`.
+
+    `hub` has the configuration and tokenizer of SmolVLA's backbone, as the hub's client caches them.
+    """
 
     python: str
     folder: Path
+    hub: Path
     frames: np.ndarray
     states: np.ndarray
     key: jax.Array
@@ -46,9 +50,10 @@ def make_policies(folder: Path) -> LeRobot:
     first, second = (np.asarray(frame_uniforms(key, 0, 5, 1, 7))[0, :, i].astype(np.float64) for i in (0, 1))
     seeds = (first * 2**23).astype(np.int64) * 2**23 + (second * 2**23).astype(np.int64)
     np.savez(folder / "given.npz", frames=frames, states=states[:, :9], seeds=seeds)
-    python = lerobot_python()
-    subprocess.run(
-        [python, PEER, folder / "given.npz", folder], check=True, env={**os.environ, "PYTHONPATH": ""}, timeout=500
-    )
-    chunks = {kind: np.load(folder / f"{kind}.npy") for kind in ("act", "diffusion")}
-    return LeRobot(python, folder, frames, states, key, chunks)
+    python, hub = lerobot_python(), folder / "hub"
+    environment = {**os.environ, "PYTHONPATH": "", "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([python, PEER, folder / "given.npz", folder], check=True, env=environment, timeout=500)
+    for weights in hub.rglob("model.safetensors"):
+        weights.unlink()  # a checkpoint has all weights
+    chunks = {kind: np.load(folder / f"{kind}.npy") for kind in ("act", "diffusion", "smolvla")}
+    return LeRobot(python, folder, hub, frames, states, key, chunks)

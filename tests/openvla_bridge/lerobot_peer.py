@@ -1,11 +1,13 @@
-"""Runs in LeRobot's environment: makes two policies with LeRobot's own code, and labels frames with it.
+"""Runs in LeRobot's environment: makes three policies with LeRobot's own code, and labels frames with it.
 
 python lerobot_peer.py INPUT.npz FOLDER: INPUT holds frames uint8 [B, H, W, 3], states [B, 9] and seeds [B]; FOLDER gets
 a checkpoint for each policy, and NAME.npy with its chunks [B, horizon, 7], one frame at a time by `select_action`.
+HF_HOME gets the backbone of SmolVLA, as the hub's client lays out what it fetched.
 """
 
 # ruff: noqa: E402 (LeRobot is imported after torchvision)
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,8 +25,19 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
 
 IMAGE, STATE = "observation.images.base", "observation.state"
+BACKBONE = "tiny/smolvlm"
 
 
 def configs(size):
@@ -59,7 +72,54 @@ def configs(size):
         num_train_timesteps=5,
         spatial_softmax_num_keypoints=4,
     )
-    return {"act": act, "diffusion": diffusion}
+    # As fine-tuning leaves it: images and state of the policy that it started from, with one camera's demos.
+    image = PolicyFeature(type=FeatureType.VISUAL, shape=(3, 256, 256))
+    smolvla = SmolVLAConfig(
+        input_features={
+            IMAGE: image,
+            "observation.images.wrist": image,
+            STATE: PolicyFeature(type=FeatureType.STATE, shape=(6,)),
+        },
+        output_features=features["output_features"],
+        device="cpu",
+        chunk_size=4,
+        n_action_steps=4,
+        num_steps=3,
+        empty_cameras=1,
+        resize_imgs_with_padding=(96, 96),
+        vlm_model_name=BACKBONE,
+        load_vlm_weights=True,
+        num_vlm_layers=2,
+    )
+    return {"act": act, "diffusion": diffusion, "smolvla": smolvla}
+
+
+def make_backbone():
+    """SmolVLM with random bfloat16 weights, and a tokenizer of bytes, where the hub's client caches what is fetched."""
+    special = ["<pad>", "<fake_token_around_image>", "<global-img>", "<image>", "<end_of_utterance>"]
+    letters = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    names = ("fake_image_token", "global_image_token", "image_token", "end_of_utterance_token")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=special[0],
+        extra_special_tokens=dict(zip(names, special[1:], strict=True)),
+    )
+    part = {"hidden_size": 32, "intermediate_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    text = {"model_type": "llama", "vocab_size": len(letters), "num_hidden_layers": 2, "dtype": "bfloat16"}
+    vision = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 96, "patch_size": 16}
+    config = SmolVLMConfig(
+        text_config=part | heads | text, vision_config=part | vision, scale_factor=2, image_token_id=3, pad_token_id=0
+    )
+    repository = Path(os.environ["HF_HOME"]) / "hub" / f"models--{BACKBONE.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    SmolVLMForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(snapshot)
+    processor = SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor(), image_seq_len=9)
+    processor.save_pretrained(snapshot)
 
 
 def statistics():
@@ -99,7 +159,7 @@ def own_chunks(kind, folder, frames, states, seeds):
         policy.reset()
         torch.manual_seed(int(seed))
         image = torch.as_tensor(frame).permute(2, 0, 1).float() / 255.0
-        batch = preprocess({IMAGE: image, STATE: torch.as_tensor(state), "task": "push"})
+        batch = preprocess({IMAGE: image, STATE: torch.as_tensor(state), "task": "push the cube"})
         with torch.no_grad():
             chunks.append([postprocess(policy.select_action(dict(batch)))[0].numpy() for _ in range(4)])
     return np.array(chunks)
@@ -108,6 +168,7 @@ def own_chunks(kind, folder, frames, states, seeds):
 def main(given, folder):
     given, folder = np.load(given), Path(folder)
     torch.manual_seed(0)
+    make_backbone()
     for kind, config in configs(given["frames"].shape[1]).items():
         (folder / kind).mkdir()
         make(kind, config, folder / kind)

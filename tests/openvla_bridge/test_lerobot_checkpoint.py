@@ -58,6 +58,27 @@ def test_what_a_sound_checkpoint_says(lerobot):
         assert (found.known.gripper["min"], found.known.gripper["max"]) == (0.0, 1.0)
 
 
+def test_what_smolvla_says(lerobot):
+    """Frames may have any size, and be one of its images; its state is as long as the statistics of it."""
+    folder = lerobot.folder / "smolvla"
+    found = read_checkpoint(str(folder), print, IMAGE)
+    assert (found.image, found.known.image_size, found.known.state_dim) == (IMAGE, (0, 0), 9)
+    assert read_checkpoint(str(folder), print, "observation.images.wrist").image == "observation.images.wrist"
+    with pytest.raises(BridgeError, match=r"images observation.images.base, .*wrist, .* set teacher.observation.image"):
+        read_checkpoint(str(folder), print, "observation/image")
+    with pytest.raises(BridgeError, match=r"images .*, and not teacher.observation.image='observation.images.front'"):
+        read_checkpoint(str(folder), print, "observation.images.front")
+
+
+def test_smolvla_that_does_not_resize(lerobot, tmp_path):
+    copy = shutil.copytree(lerobot.folder / "smolvla", tmp_path / "smolvla", copy_function=os.link)
+    change(copy, "config.json", lambda c: c.update(resize_imgs_with_padding=None))
+    assert read_checkpoint(str(copy), print, IMAGE).known.image_size == (256, 256)
+    change(copy, "config.json", lambda c: c["input_features"][IMAGE].update(shape=[3, 480, 640]))
+    change(copy, "config.json", lambda c: c.update(resize_imgs_with_padding=[96, 96]))
+    assert read_checkpoint(str(copy), print, IMAGE).known.image_size == (480, 640)  # letterboxed, and frames are square
+
+
 CONFIGS = {
     "of no type": (lambda c: c.pop("type"), "has type 'None', which is no LeRobot policy .* known are act, diffusion"),
     "of an unknown type": (
@@ -213,6 +234,15 @@ def test_what_only_the_worker_can_see(lerobot, copy, tmp_path):
     save_file({key: value for key, value in weights.items() if key != name}, copy / "model.safetensors")
     with pytest.raises(UserError, match=r"loaded and run as LeRobot's act .*model.action_head.bias"):
         teach(copy, lerobot.python, state="joints")
+
+
+@pytest.mark.slow
+def test_a_backbone_that_is_not_to_be_had(lerobot, tmp_path, monkeypatch):
+    """Told before LeRobot is imported, which asks the hub at length."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"config.json names 'tiny/smolvlm', whose configuration .* `hf download tiny/"):
+        teach(lerobot.folder / "smolvla", lerobot.python, state="joints", image=IMAGE)
 
 
 @pytest.mark.slow

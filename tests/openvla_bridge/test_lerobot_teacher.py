@@ -52,6 +52,32 @@ def test_labels_are_lerobot_s_own(lerobot, kind):
 
 
 @pytest.mark.slow
+def test_smolvla_s_labels_are_lerobot_s_own(lerobot, monkeypatch):
+    """Bit for bit; one camera of two, frames that the policy resizes, a state as long as its statistics, no hub."""
+    monkeypatch.setenv("HF_HOME", str(lerobot.hub))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    teacher = teach(lerobot, "smolvla", image="observation.images.base", image_size=64, batch_size=2)
+    sentence, frames, seen = "push the cube", lerobot.frames, lerobot.states
+    try:
+        assert teacher.horizon == 4 and teacher.sees_state
+        alone = [
+            teacher.act(frames[i : i + 1], sentence, lerobot.key, first_frame=i, steps=4, state=seen[i : i + 1])[0, 0]
+            for i in range(5)
+        ]
+        np.testing.assert_array_equal(alone, in_convention(lerobot.chunks["smolvla"]))
+        whole = np.asarray(teacher.act(frames, sentence, lerobot.key, 2, steps=4, state=seen))
+        # The backbone computes in bfloat16; noise of another frame would show in the first digit.
+        np.testing.assert_allclose(whole[0], alone, atol=0.01)
+        assert np.abs(whole[0] - whole[1]).max() > 0.1
+        large = teacher.act(frames.repeat(2, 1).repeat(2, 2), sentence, lerobot.key, steps=4, state=seen)[0]
+        np.testing.assert_allclose(large, alone, atol=0.1)
+        other = teacher.act(frames[:1], "pull the cube", lerobot.key, steps=4, state=seen[:1])[0, 0]
+        assert np.abs(other - alone[0]).max() > 1e-4
+    finally:
+        teacher.close()
+
+
+@pytest.mark.slow
 def test_samples_follow_from_the_key_and_the_frame_on_however_many_devices(lerobot):
     """Two workers, batches of two: a frame's samples are those that it has alone, and in another part of the batch."""
     teacher = teach(lerobot, "diffusion", devices=("cpu", "cpu"), batch_size=2)

@@ -1,0 +1,55 @@
+"""What a policy takes from elsewhere: configuration and tokenizer of the language model that it is built on."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from openvla_bridge.checkpoint_files import Report
+from openvla_bridge.errors import BridgeError
+from openvla_bridge.lerobot.checkpoint import PREPROCESSOR, Checkpoint, processor_steps
+
+# Configurations and tokenizers; no weights, code or pickles.
+FILES = ("*.json", "*.jinja", "merges.txt", "tokenizer.model")
+
+
+def find_backbones(found: Checkpoint, report: Report) -> None:
+    """Brings what a checkpoint names, and does not hold, into the hub's cache.
+
+    LeRobot's `save_pretrained` writes the name of a repository or folder only.
+
+    Args:
+        found: the checkpoint.
+        report: is told what is fetched.
+
+    Raises:
+        BridgeError: something can be had neither from a folder nor from the hub nor from its cache.
+    """
+    for file, name in dict.fromkeys(_names(found)):
+        if Path(name).is_dir():
+            continue
+        report(f"looking for configuration and tokenizer of {name}")
+        try:
+            import huggingface_hub  # imported late: most policies need no hub
+
+            huggingface_hub.snapshot_download(name, allow_patterns=list(FILES))
+        except Exception as error:  # the hub's client raises many types for one thing: not to be had
+            cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise BridgeError(
+                f"{file} names {name!r}, whose configuration and tokenizer are in no folder of that name, nor in the "
+                "Hugging Face hub's cache, nor could they be fetched from the hub: run `hf download "
+                f"{name} --include {' '.join(map(repr, FILES))}` where there is a network (if it is gated, after `hf "
+                f"auth login`), and set HF_HOME to that cache ({cause})."
+            ) from None
+
+
+def _names(found: Checkpoint) -> Iterator[tuple[Path, str]]:
+    """The file that names it, and the name of a repository or folder."""
+    config = found.folder / "config.json"
+    # LeRobot's default is read where a name is missing, and then asks the hub itself.
+    settings: Mapping[str, Any] = json.loads(config.read_text()) if found.kind == "smolvla" else {}
+    if isinstance(name := settings.get("vlm_model_name"), str):
+        yield config, name
+    for step in processor_steps(found.folder / PREPROCESSOR):
+        if isinstance(name := step.get("config", {}).get("tokenizer_name"), str):
+            yield found.folder / PREPROCESSOR, name
