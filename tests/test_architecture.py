@@ -61,7 +61,7 @@ FLOORS = {
 FOR_TEACHERS = {"errors", "tasks", "teachers", "registry", "markdown", "workers", "run", "command", "envs", "acting"}
 FOR_TEACHERS |= {"action_convention", "arithmetic", "robot_state"}
 # Files (or folders) from which no way leads to JAX; those of a bridge's worker do not reach rpd_jax either.
-WITHOUT_JAX = ("rpd_jax/workers", "rpd_jax/command", "rpd_jax/envs/cpu_worker.py")
+WITHOUT_JAX = ("rpd_jax/workers", "rpd_jax/command", "rpd_jax/envs/cpu_worker.py", "rpd_jax/envs/nursery.py")
 WITHOUT_RPD_JAX = ("openvla_bridge/worker.py", "openvla_bridge/model", "openvla_bridge/lerobot")
 
 

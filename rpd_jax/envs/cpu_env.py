@@ -9,20 +9,17 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 
 import numpy as np
 
 from rpd_jax.envs.vector_env import EpisodeMetrics, Step, episode_seed
+from rpd_jax.envs.worker_start import start_worker
 from rpd_jax.errors import UserError
 from rpd_jax.workers.memory import SharedArrays, create_memory
 from rpd_jax.workers.process import describe_end
-
-_PROJECT = Path(__file__).resolve().parents[2]
 
 # How long a worker that does not answer may take to tell where it hangs.
 _TRACEBACK_SECONDS = 2.0
@@ -306,14 +303,7 @@ class _WorkerProcess:
         read_end, self._lifeline = os.pipe()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         inherited = (theirs.fileno(), read_end, memory)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rpd_jax.envs.cpu_worker", *map(str, inherited)],
-            pass_fds=inherited,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            env=_worker_environment(),
-        )
+        self.process = start_worker(inherited, self._output.fileno())
         theirs.close()
         os.close(read_end)
         self.connection = Connection(ours.detach())
@@ -372,12 +362,6 @@ class _WorkerProcess:
     def _last_output(self) -> str:
         self._output.seek(0)
         return _tail(self._output.read().decode(errors="replace"))
-
-
-def _worker_environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH")]))
-    # A frame is drawn by one thread; more would only be in the other workers' way.
-    return {"LP_NUM_THREADS": "0", **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def _available_cores() -> int:
