@@ -1,6 +1,10 @@
-"""What a policy takes from elsewhere: configuration and tokenizer of the language model that it is built on."""
+"""What a policy takes from elsewhere: configuration and tokenizer of the language model that it is built on, and
+transformers, which runs that."""
 
+import importlib.metadata
+import importlib.util
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from openvla_bridge.checkpoint_files import Report
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.lerobot.checkpoint import PREPROCESSOR, Checkpoint, processor_steps
 
+_PATCHED = "4.53.3"  # the transformers that openpi's changes are for
 # Configurations and tokenizers; no weights, code or pickles.
 FILES = ("*.json", "*.jinja", "merges.txt", "tokenizer.model")
 
@@ -41,6 +46,25 @@ def find_backbones(found: Checkpoint, report: Report) -> None:
                 f"{name} --include {' '.join(map(repr, FILES))}` where there is a network (if it is gated, after `hf "
                 f"auth login`), and set HF_HOME to that cache ({cause})."
             ) from None
+
+
+def check_transformers(found: Checkpoint) -> None:
+    """LeRobot 0.4 looks for openpi's changes itself, but only when it has built pi0, of gigabytes.
+
+    Raises:
+        BridgeError: transformers lacks them.
+        ImportError: LeRobot or transformers is not installed.
+    """
+    if found.kind not in ("pi0", "pi05"):
+        return
+    version = importlib.metadata.version("lerobot")
+    if version.startswith("0.4.") and importlib.util.find_spec("transformers.models.siglip.check") is None:
+        raise BridgeError(
+            f"LeRobot {version} runs {found.kind} on a transformers that has openpi's changes, and {sys.executable} "
+            f"has {importlib.metadata.version('transformers')} without them: in an environment of their own, run `pip "
+            f"install transformers=={_PATCHED}` and `pip install --no-deps transformers-openpi=={_PATCHED}` over it, "
+            "take LeRobot 0.5 or later, or serve the policy and set teacher.name=openpi."
+        )
 
 
 def _names(found: Checkpoint) -> Iterator[tuple[Path, str]]:

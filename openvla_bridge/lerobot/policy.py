@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,22 +9,14 @@ import torch
 
 from openvla_bridge.checkpoint_files import Report
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.lerobot.backbone import find_backbones
-from openvla_bridge.lerobot.checkpoint import (
-    ACTION,
-    PREPROCESSOR,
-    STATE,
-    WEIGHTS,
-    Checkpoint,
-    processor_steps,
-    read_checkpoint,
-)
+from openvla_bridge.lerobot.backbone import check_transformers, find_backbones
+from openvla_bridge.lerobot.checkpoint import ACTION, STATE, Checkpoint, read_checkpoint
+from openvla_bridge.lerobot.loading import load_policy, told_of
 from openvla_bridge.lerobot.noise import RowNoise
 from openvla_bridge.lerobot.torchvision_operators import import_torchvision
 from openvla_bridge.request import Known, Request
 
 _SEEDS = 1 << 23  # a float32 in [0, 1) has so many
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors names them
 _ANY_SIDE = 64  # px of a first frame, for policies that take frames of any size
 
 
@@ -84,36 +75,14 @@ class LeRobotPolicy:
         """
         found = read_checkpoint(checkpoint, report, image)
         on_known(found.known)
+        check_transformers(found)
         find_backbones(found, report)
         report("importing lerobot")
         import_torchvision()
-        from lerobot.configs.policies import PreTrainedConfig
-        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-
         report(f"reading the weights of {found.folder}")
-        with _told_of(found):
-            config = PreTrainedConfig.from_pretrained(found.folder)
-            config.device = device
-            of_backbone = getattr(config, "load_vlm_weights", False)
-            # The checkpoint has all weights; these would be fetched first, some as pickles, and be overwritten.
-            for name, off in (
-                ("pretrained_backbone_weights", None),
-                ("load_vlm_weights", False),
-                ("compile_model", False),
-            ):
-                if hasattr(config, name):
-                    setattr(config, name, off)
-            # Not strict, LeRobot leaves missing weights as they were drawn.
-            policy = get_policy_class(found.kind).from_pretrained(found.folder, config=config, strict=True)
-            if of_backbone:
-                _set_dtypes(policy, found.folder / WEIGHTS)
-            steps = [step["registry_name"] for step in processor_steps(found.folder / PREPROCESSOR)]
-            preprocess, postprocess = make_pre_post_processors(
-                config,
-                str(found.folder),
-                preprocessor_overrides={"device_processor": {"device": device}} if "device_processor" in steps else {},
-            )
-            return cls(policy.eval(), preprocess, postprocess, found, device, precision == "bfloat16")
+        with told_of(found):
+            policy, preprocess, postprocess = load_policy(found, device)
+            return cls(policy, preprocess, postprocess, found, device, precision == "bfloat16")
 
     def label(self, request: Request) -> tuple[np.ndarray, int]:
         """See `request.Policy`; there are no tokens to count."""
@@ -192,41 +161,6 @@ class LeRobotPolicy:
         return batch
 
 
-def _set_dtypes(policy: Any, weights: Path) -> None:
-    """Gives the parameters the types that they were saved with.
-
-    LeRobot's SmolVLA has those of its backbone's weights where it loads these, bfloat16, and float32 without them.
-    """
-    from safetensors import safe_open
-
-    parameters = dict(policy.named_parameters())
-    with safe_open(weights, "pt") as saved:
-        for name in parameters.keys() & set(saved.keys()):
-            dtype = _DTYPES.get(saved.get_slice(name).get_dtype(), parameters[name].dtype)
-            parameters[name].data = parameters[name].data.to(dtype)
-
-
 def _global_generators(device: torch.device) -> list[torch.Tensor]:
     states = [torch.random.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-@contextlib.contextmanager
-def _told_of(found: Checkpoint):
-    """Turns what LeRobot raises while it loads and labels a first frame into a BridgeError.
-
-    What torch says of memory is left alone.
-    """
-    try:
-        yield
-    except (ImportError, MemoryError, torch.OutOfMemoryError, BridgeError):
-        raise
-    except Exception as error:  # draccus, safetensors, torch and transformers each have their own types
-        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = " ".join(lines[:2])[:300] or type(error).__name__
-        raise BridgeError(
-            f"{found.folder} cannot be loaded and run as LeRobot's {found.kind} ({type(error).__name__}: "
-            f"{cause}): get the checkpoint again, or install what it needs."
-        ) from None

@@ -246,6 +246,14 @@ def test_a_backbone_that_is_not_to_be_had(lerobot, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_pi0_without_its_transformers(lerobot, copy):
+    """Told before its gigabytes are built."""
+    change(copy, "config.json", lambda c: c.update(type="pi0"))
+    with pytest.raises(UserError, match=r"runs pi0 on a transformers that has openpi's changes, and .* 4.57.6 without"):
+        teach(copy, lerobot.python, state="joints")
+
+
+@pytest.mark.slow
 def test_what_the_settings_do_not_fit(lerobot, copy):
     """Told before LeRobot is imported."""
     with pytest.raises(UserError, match=r"observation.state of 9 numbers, and teacher.state='none' gives it none: set"):
