@@ -6,8 +6,9 @@ python -m rpd_jax.evaluate --teacher=octo-nano --averaged=1,4,10 --tasks=all
 python -m rpd_jax.evaluate --run=runs/push_cube_sparse-rpd_mse-seed0 [--checkpoint=ITERATION]
 python -m rpd_jax.evaluate --policy=policy/ [--config.env.camera.eye_offset='(0.0, 0.2, 0.0)']
 
-A teacher's actions are sampled, and the first of each chunk is executed, or the first --execute; with --averaged it
-acts by what would be its labels, and the table shows which label is worth imitating. A student's actions are its mean.
+A teacher's actions are sampled, and the first of each chunk is executed, or the first --execute, of which 1,2,4
+compares three; with --averaged it acts by what would be its labels, and the table shows which label is worth imitating.
+A student's actions are its mean.
 --tasks=all measures the eight tasks of the paper's Table I. Without --mesh_detail=1 a teacher sees the robot with 15%
 of its triangles, as the embedded ones know it; a student sees the frames of its run. --config.teacher.FIELD changes how
 a teacher is loaded and --config.env.FIELD what any policy sees, as in train.py. DIR gets table.md, results.json and a
@@ -52,8 +53,10 @@ _MESH_DETAIL = flags.DEFINE_float(
     lower_bound=0.001,
     upper_bound=1.0,
 )
-_EXECUTE = flags.DEFINE_integer(
-    "execute", 1, "Of a teacher that predicts chunks of actions: how many it runs before it looks again.", lower_bound=1
+_EXECUTE = flags.DEFINE_list(
+    "execute",
+    "1",
+    "Of a teacher that predicts chunks of actions: how many it runs before it looks again; 1,2,4 compares.",
 )
 _AVERAGED = flags.DEFINE_list(
     "averaged",
@@ -84,11 +87,12 @@ def main() -> None:
     if len(chosen) > 1:
         raise UserError(f"--{' and --'.join(chosen)} exclude each other: give one of them.")
     of_teacher = chosen in ([], ["teacher"])
-    if _EXECUTE.value > 1 and not of_teacher:
-        raise UserError(f"--execute={_EXECUTE.value} is for teachers: a student gives one action at a time.")
-    if _AVERAGED.value and (_EXECUTE.value > 1 or not of_teacher):
+    execute = _numbers(_EXECUTE, "number of actions", "1,2,4")
+    averaged = _numbers(_AVERAGED, "number of samples", "1,4,10")
+    if execute != [1] and not of_teacher:
+        raise UserError(f"--execute={','.join(_EXECUTE.value)} is for teachers: a student gives one action at a time.")
+    if averaged and (execute != [1] or not of_teacher):
         raise UserError("--averaged is for teachers whose chunks are executed one action at a time: leave it out.")
-    averaged = [_number_of_samples(text) for text in _AVERAGED.value or ()]
     view = _view_changes(of_teacher)
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     if output and output.exists() and not output.is_dir():
@@ -102,7 +106,7 @@ def main() -> None:
         config = read_config(_CONFIG)
         if _IMAGE_SIZE.value is not None:
             config.env.image_size = _IMAGE_SIZE.value  # what the teacher will see
-        policy = teacher_policy(config, _TEACHER.value, _EXECUTE.value, averaged)
+        policy = teacher_policy(config, _TEACHER.value, execute, averaged)
     tasks = tasks or [find_task(policy.task or "PushCube-v1")]
     settings = {"episodes": _EPISODES.value, "seed": _SEED.value, "num_envs": _NUM_ENVS.value}
     env_config = ConfigDict(policy.env.to_dict())
@@ -154,12 +158,12 @@ def main() -> None:
         console.print(f"Written: {output}", markup=False, soft_wrap=True)
 
 
-def _number_of_samples(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 1000:
-        raise UserError(
-            f"--averaged={text} is no number of samples: give whole numbers from 1 to 1000, such as 1,4,10."
-        )
-    return int(text)
+def _numbers(flag: flags.FlagHolder, what: str, example: str) -> list[int]:
+    """The whole numbers that a flag lists, each of them once."""
+    for text in flag.value or ():
+        if not text.isdigit() or not 1 <= int(text) <= 1000:
+            raise UserError(f"--{flag.name}={text} is no {what}: give whole numbers from 1 to 1000, such as {example}.")
+    return list(dict.fromkeys(map(int, flag.value or ())))
 
 
 def _view_changes(of_teacher: bool) -> dict[str, Any]:

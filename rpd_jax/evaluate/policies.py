@@ -19,7 +19,6 @@ from rpd_jax.settings import default_checkpoint
 from rpd_jax.tasks import Task
 from rpd_jax.teachers import Teacher, check_horizon, load_teacher, teacher_names
 
-_SAMPLED = "Sampled actions, the first of each chunk executed."
 # Pixels of the frames that the embedded teachers know.
 _IMAGE_SIZE = 128
 _MEAN = "Mean actions of the student."
@@ -56,7 +55,7 @@ class Policy:
 
 
 def teacher_policy(
-    config: ConfigDict, checkpoint: str | None = None, execute: int = 1, averaged: Sequence[int] = ()
+    config: ConfigDict, checkpoint: str | None = None, execute: Sequence[int] = (1,), averaged: Sequence[int] = ()
 ) -> Policy:
     """A teacher on the frames that the embedded ones know.
 
@@ -64,7 +63,7 @@ def teacher_policy(
         config: of a run; reads `teacher`, `env.camera` and `env.task`.
         checkpoint: folder, hub address or embedded name, as --teacher gives it; None is the config's, or the teacher's
             own choice.
-        execute: actions of each chunk that are run before the teacher is asked again.
+        execute: actions of each chunk that are run before the teacher is asked again; several are several ways to act.
         averaged: numbers of samples; with each of them the teacher acts by its labels, by the samples' mean and by the
             sample nearest to it, as `distill.averaged` and `distill.label` make them.
 
@@ -72,15 +71,17 @@ def teacher_policy(
         UserError: it cannot be loaded, or its chunks are shorter.
     """
     teacher, name = named_teacher(config, checkpoint)
-    check_horizon(teacher, execute, f"--execute={execute}")
+    for steps in execute:
+        check_horizon(teacher, steps, f"--execute={steps}")
 
     def instruction_in(task: Task) -> str:
         _check_told(config, task)
         return config.teacher.instruction or task.instruction
 
-    def act_on(task: Task) -> Act:
-        instruction = instruction_in(task)
-        return teacher_act(teacher, instruction) if execute == 1 else ExecutedChunks(teacher, instruction, execute)
+    def by_chunks(steps: int) -> Callable[[Task], Act]:
+        if steps == 1:
+            return lambda task: teacher_act(teacher, instruction_in(task))
+        return lambda task: ExecutedChunks(teacher, instruction_in(task), steps)
 
     def by_labels(num_samples: int, kind: str) -> Callable[[Task], Act]:
         return lambda task: label_act(teacher, instruction_in(task), num_samples, kind)
@@ -90,11 +91,14 @@ def teacher_policy(
         for number in averaged
         for kind in (LABELS if number > 1 else LABELS[:1])
     }
+    if len(execute) > 1:
+        ways = {f"{steps} of each chunk": by_chunks(steps) for steps in execute}
+    first = "first" if tuple(execute) == (1,) else f"first {' or '.join(map(str, execute))}"
     return Policy(
         name=name,
-        act_on=act_on,
+        act_on=by_chunks(execute[0]),
         ways=ways or None,
-        actions=_SAMPLED if execute == 1 else f"Sampled actions, the first {execute} of each chunk executed.",
+        actions=f"Sampled actions, the {first} of each chunk executed.",
         env=ConfigDict({"image_size": _IMAGE_SIZE, "mesh_detail": 0.15, "camera": config.env.camera}),
         task=config.env.task,
         close=teacher.close,

@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import imageio.v2 as imageio
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default
+from octo_teacher.teacher import OctoTeacher
 from rpd_jax.acting.episodes import teacher_act
 from rpd_jax.acting.measure import measure_policy
 from rpd_jax.errors import UserError
@@ -90,6 +93,22 @@ def test_the_command_compares_labels_of_several_samples(tmp_path, micro_octo):
     assert (tmp_path / "PushCube-v1-nearest-of-3.mp4").exists()
 
 
+def test_parts_of_chunks_are_ways_to_act_that_are_compared(micro_octo):
+    policy = teacher_policy(default.get_config(), str(micro_octo), execute=[1, 3])
+    ways = {name: way(find_task("PushCube-v1")) for name, way in policy.ways_to_act.items()}
+    assert list(ways) == ["1 of each chunk", "3 of each chunk"]
+    assert policy.actions == "Sampled actions, the first 1 or 3 of each chunk executed."
+    frame, state = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 5), np.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    one, three = ([way(frame, state, key) for key in keys] for way in ways.values())
+    chunk = OctoTeacher.load(micro_octo).act(frame, find_task("PushCube-v1").instruction, keys[0], steps=3)[0, 0]
+    np.testing.assert_allclose(np.concatenate(three), chunk[:2], atol=1e-6)
+    np.testing.assert_allclose(one[0], three[0], atol=1e-6)
+    assert np.abs(one[1] - three[1]).max() > 1e-3  # it has looked again
+    with pytest.raises(UserError, match=r"--execute=9 asks for more actions"):
+        teacher_policy(default.get_config(), str(micro_octo), execute=[1, 9])
+
+
 def test_an_unknown_teacher_is_answered_with_those_that_are_known():
     """And said of --teacher: nobody has set teacher.checkpoint."""
     settings = default.get_config()
@@ -111,6 +130,7 @@ def test_an_unknown_teacher_is_answered_with_those_that_are_known():
         ("--config.teacher.nam=openvla", "did you mean 'teacher.name'?"),
         ("--averaged=1,many", "--averaged=many is no number of samples"),
         ("--averaged=0", "--averaged=0 is no number of samples"),
+        ("--execute=1,", "--execute= is no number of actions"),
     ],
 )
 def test_the_command_refuses_settings_that_it_would_ignore(flag, sentence):
