@@ -1,10 +1,14 @@
-"""Labels per second in process, and through `rpd_jax.serve` with several numbers of connections; they take turns.
+r"""Labels per second in process, and through servers with several numbers of connections; they take turns.
 
-python tests/benchmarks/served_labels.py [--teacher=octo-nano] [--frames=256] [--connections=1,4,16] [--repeats=5]
+python tests/benchmarks/served_labels.py [--teacher=octo-nano] [--frames=256] [--connections=1,4,16] [--repeats=5] \
+    [--openpi]
 
-The server is a process of its own on this machine: both share its processors, and the difference is the wire's cost.
+The servers are `rpd_jax.serve`, which gathers requests into batches, and with --openpi openpi's own with the same model
+(`make openpi-env`), which answers one after the other. Each is a process of its own on this machine: all share its
+processors, and the difference is the wire's cost and that of smaller batches.
 """
 
+import contextlib
 import re
 import statistics
 import subprocess
@@ -24,28 +28,47 @@ from rpd_jax.policy_server.served import Servers
 from rpd_jax.policy_server.teacher import PolicyServerTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests" / "rpd_jax" / "policy_server"))
+from peers import openpi_python, peer  # noqa: E402
+
 _TEACHER = flags.DEFINE_string("teacher", "octo-nano", "An Octo: folder, hub address, or embedded name.")
 _FRAMES = flags.DEFINE_integer("frames", 256, "Frames of each measurement.", lower_bound=1)
 _SIZE = flags.DEFINE_integer("image_size", 128, "Their height and width, pixels.", lower_bound=1)
 _CONNECTIONS = flags.DEFINE_list("connections", ["1", "4", "16"], "Connections, separated by commas.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds.", lower_bound=1)
+_OPENPI = flags.DEFINE_boolean("openpi", False, "Through openpi's own server too.")
 
 
 def main(_):
     rng = np.random.default_rng(0)
     frames = jnp.asarray(rng.integers(0, 256, (_FRAMES.value, _SIZE.value, _SIZE.value, 3), np.uint8))
-    command = [sys.executable, "-m", "rpd_jax.serve", f"--teacher={_TEACHER.value}", "--port=0"]
+    checkpoint, names = find_checkpoint(_TEACHER.value), ObservationMap("observation/image", "prompt")
+    with contextlib.ExitStack() as stack:
+        addresses = {"rpd_jax.serve": stack.enter_context(served(_TEACHER.value))}
+        if _OPENPI.value:
+            python = Path(openpi_python())
+            (packages,) = (python.parents[1] / "lib").glob("python*/site-packages")
+            addresses["openpi's server"] = stack.enter_context(peer("octo_peer.py", checkpoint, packages)).address
+        teachers = {
+            "in process": OctoTeacher.load(checkpoint),
+            "in process, one frame at a time": OctoTeacher.load(checkpoint, chunk_size=1),
+        }
+        for server, address in addresses.items():
+            for count in map(int, _CONNECTIONS.value):
+                teacher = PolicyServerTeacher(Servers([address], count), names)
+                stack.callback(teacher.close)
+                teachers[f"{server}, {count} connection{'s'[: count > 1]}"] = teacher
+        measure(teachers, frames)
+
+
+@contextlib.contextmanager
+def served(teacher):
+    """The address of an `rpd_jax.serve` of a teacher."""
+    command = [sys.executable, "-m", "rpd_jax.serve", f"--teacher={teacher}", "--port=0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
             port = re.search(r":(\d+);", server.stdout.readline())[1]
-            teachers = {"in process": OctoTeacher.load(find_checkpoint(_TEACHER.value))}
-            names = ObservationMap("observation/image", "prompt")
-            for count in map(int, _CONNECTIONS.value):
-                servers = Servers([f"ws://127.0.0.1:{port}"], count)
-                teachers[f"{count} connections"] = PolicyServerTeacher(servers, names)
-            measure(teachers, frames)
-            for teacher in teachers.values():
-                teacher.close()
+            yield f"ws://127.0.0.1:{port}"
         finally:
             server.terminate()
 
