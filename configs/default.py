@@ -128,7 +128,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.eval.episodes = config_dict.placeholder(int)  # at each evaluation before the last
     c.eval.final_episodes = config_dict.placeholder(int)  # at the end of the run
     c.eval.video_episodes = 16
-    c.eval.until = 0.0  # training ends before total_steps when an evaluation's success reaches it; 0: never
+    # training (or a stage of it) ends before total_steps when an evaluation's success reaches it; 0: never
+    c.eval.until = config_dict.placeholder(float)
     c.eval.patience = 0  # it ends when so many evaluations in a row are no better than one before; 0: never
 
     c.checkpoint = ConfigDict()
@@ -184,7 +185,7 @@ def _paper_profile() -> dict:
             "augment": 0,
             "augment_ppo": False,
         },
-        "eval": {"every": 10, "episodes": 500, "final_episodes": 500},
+        "eval": {"every": 10, "episodes": 500, "final_episodes": 500, "until": 0.0},
         "checkpoint": {"every": 10},
     }
 
@@ -230,7 +231,7 @@ def _cpu_profile(task: str) -> dict:
             "augment": 6,
             "augment_ppo": False,
         },
-        "eval": {"every": 8, "episodes": 16, "final_episodes": 100},
+        "eval": {"every": 8, "episodes": 16, "final_episodes": 100, "until": 0.0},
         "checkpoint": {"every": 8},
     }
 
@@ -272,7 +273,7 @@ def _refine_profile(task: str) -> dict:
         "guide": 1.0,
         "guide_final": 0.0,
     }
-    profile["eval"] = {"every": 4, "episodes": 16, "final_episodes": 112}
+    profile["eval"] = {"every": 4, "episodes": 48, "final_episodes": 112, "until": 0.97}
     profile["checkpoint"] = {"every": 8}
     return profile | {"stages": _stages()}
 
@@ -297,7 +298,7 @@ def _stages() -> dict:
                 "guide": 1.0,
                 "guide_final": 0.25,
             },
-            "eval": {"every": 4, "episodes": 16, "final_episodes": 112},
+            "eval": {"every": 4, "episodes": 16, "final_episodes": 112, "until": 0.9},
             "checkpoint": {"every": 8, "keep": 1},
         },
         "refine": {

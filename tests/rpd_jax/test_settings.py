@@ -85,7 +85,7 @@ BAD = {
     "distill.replay_both": [1, None],
     "distill.guide": [-0.1, 1.5, NAN],
     "distill.guide_final": [-0.1, 1.5, "all"],
-    "eval.until": [-0.1, 1.1, NAN, None],
+    "eval.until": [-0.1, 1.1, NAN],
     "eval.patience": [-1, 1.5, None],
     "ppo.rollout_steps": [0, -64, 10**12, "64"],
     "ppo.update_epochs": [0, -1, 10**6, 1.0],
