@@ -13,13 +13,14 @@ from rpd_jax.training_run.fields import TRAINING
 STATE_DIM = 5
 
 
-def make_run(workdir, observation="rgb", image_size=40, student_size=40):
+def make_run(workdir, observation="rgb", image_size=40, student_size=40, encoder="small"):
     """A run with one checkpoint of a student with random weights (drawn here, as initialisers compile slowly)."""
     config = default.get_config()
     config.algorithm = "ppo"
     config.student.observation = observation
     config.env.image_size = image_size
     config.student.image_size = student_size
+    config.student.encoder = encoder
     config = settings.resolve(config)
     open_run(workdir, config, TRAINING)
     network = ActorCritic.from_config(config.student)

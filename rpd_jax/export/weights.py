@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rpd_jax.evaluate.trained_student import TrainedStudent
+from rpd_jax.student.networks import ENCODERS
 from rpd_jax.student.state_features import RANGE, SCALES, deviation
 
 # Name in the file -> path in the parameters, for the layers that the mean action depends on.
@@ -37,6 +38,7 @@ def policy_weights(student: TrainedStudent) -> dict[str, np.ndarray]:
         for part, value in layer.items():
             weights[f"{name}/{part}"] = np.asarray(value, np.float32)
     if student.network.sees_frames:
+        weights |= _convolutions(student.network.encoder, weights)
         resize = resize_matrix(student.config.env.image_size, student.network.image_size)
         if resize is not None:
             weights["resize"] = resize
@@ -47,6 +49,18 @@ def policy_weights(student: TrainedStudent) -> dict[str, np.ndarray]:
         weights["state_range"] = np.float32(RANGE)
         weights["state_scales"] = np.asarray(SCALES, np.float32)
     return weights
+
+
+def _convolutions(encoder: str, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The convolutions as what runs a policy has them: of frames in [0, 1], without a gain."""
+    parts = ("kernel", "bias")
+    layers = [[weights[f"conv{number}/{part}"] for part in parts] for number in (1, 2, 3)]
+    effective = ENCODERS[encoder].effective(layers)
+    return {
+        f"conv{number}/{part}": np.asarray(array, np.float32)
+        for number, layer in enumerate(effective, start=1)
+        for part, array in zip(parts, layer, strict=True)
+    }
 
 
 def resize_matrix(size: int, new_size: int) -> np.ndarray | None:

@@ -1,6 +1,8 @@
 """The student: an actor-critic over camera frames, privileged state or both."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +14,42 @@ from rpd_jax.student.gaussian import gaussian_log_prob
 from rpd_jax.student.state_features import KINDS, StateFeatures
 
 OBSERVATIONS = ("rgb", "rgb+state", "state")
-# Channels of the three convolutions: the paper's, and half of them, which learns as well from 128 px at 0.4x the work.
-ENCODERS = {"nature": (32, 64, 64), "small": (16, 32, 32)}
 # shared: on the actor's features | state: on the simulator's state, with layers of its own (Pinto et al. 2017).
 CRITICS = ("shared", "state")
 PRECISIONS = ("float32", "bfloat16")  # of the convolutions; all else is float32
 # Below, NatureCNN's third convolution has nothing left to look at.
 SMALLEST_IMAGE = 36
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Three convolutions.
+
+    Attributes:
+        channels: of each of them.
+        gain: kernels are so many times their parameters, at the start and in each of Adam's steps.
+        centred: they see pixels in [-0.5, 0.5] instead of [0, 1].
+    """
+
+    channels: tuple[int, int, int]
+    gain: float = 1.0
+    centred: bool = False
+
+    def effective(self, layers: Sequence[tuple[jax.Array, jax.Array]]) -> list[tuple[jax.Array, jax.Array]]:
+        """Kernels and biases that do to frames in [0, 1] what those of the parameters are to do."""
+        layers = [(self.gain * kernel, bias) for kernel, bias in layers]
+        if self.centred:
+            (kernel, bias), *others = layers
+            layers = [(kernel, bias - 0.5 * kernel.sum((0, 1, 2))), *others]
+        return layers
+
+
+ENCODERS = {
+    "nature": Encoder((32, 64, 64)),  # the paper's
+    "small": Encoder((16, 32, 32)),  # learns as well from 128 px at 0.4x the work
+    # Imitates as well after half as many updates: the gain is that of He et al. 2015 over PyTorch's initialisation.
+    "small_scaled": Encoder((16, 32, 32), gain=math.sqrt(6.0), centred=True),
+}
 
 
 def fan_in_uniform(fan_in: int):
@@ -56,18 +87,18 @@ class FanInDense(nn.Module):
 class ConvEncoder(nn.Module):
     """Convolutions of the DQN paper (Mnih et al. 2015): frames uint8 [B, H, W, 3] -> features [B, 256]."""
 
-    channels: tuple[int, int, int]
+    encoder: Encoder
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, frames: jax.Array) -> jax.Array:
-        first, second, third = self.channels
+        first, second, third = self.encoder.channels
         layers = [
             ConvParameters(8, frames.shape[-1], first, name="conv1")(),
             ConvParameters(4, first, second, name="conv2")(),
             ConvParameters(3, second, third, name="conv3")(),
         ]
-        hidden = conv_stack(frames, layers, strides=(4, 2, 1), dtype=self.dtype)
+        hidden = conv_stack(frames, self.encoder.effective(layers), strides=(4, 2, 1), dtype=self.dtype)
         hidden = hidden.reshape(hidden.shape[0], -1).astype(jnp.float32)
         return nn.relu(FanInDense(256, name="dense")(hidden))
 
@@ -110,7 +141,7 @@ class ActorCritic(nn.Module):
     Attributes:
         action_dim: A.
         observation: what it sees: "rgb", "rgb+state" or "state".
-        encoder: "nature" or "small".
+        encoder: of ENCODERS.
         image_size: frames are resized to this height and width.
         initial_log_std: log σ at the start.
         value_stop_gradient: keep the gradient of the value loss out of the encoder.

@@ -35,11 +35,11 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("observation", "image_size", "student_size"),
-    [("rgb", 80, 40), ("rgb+state", 52, 40), ("state", 40, 40)],
+    ("observation", "image_size", "student_size", "encoder"),
+    [("rgb", 80, 40, "small"), ("rgb+state", 52, 40, "small_scaled"), ("state", 40, 40, "small")],
 )
-def test_three_forms_give_the_network_s_actions(observation, image_size, student_size, tmp_path):
-    network, params = make_run(tmp_path / "run", observation, image_size, student_size)
+def test_three_forms_give_the_network_s_actions(observation, image_size, student_size, encoder, tmp_path):
+    network, params = make_run(tmp_path / "run", observation, image_size, student_size, encoder)
     student = load_student(tmp_path / "run")
     assert student.iteration == 3
     export_policy(student, tmp_path / "policy")

@@ -8,7 +8,7 @@ import torch
 
 from rpd_jax.student.convolution import conv_stack, resize_frames
 from rpd_jax.student.gaussian import gaussian_log_prob
-from rpd_jax.student.networks import ActorCritic
+from rpd_jax.student.networks import ENCODERS, ActorCritic, ConvEncoder
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
@@ -37,6 +37,19 @@ def test_convolutions_and_their_gradients_are_torchs(height, strides):
     for (kernel_grad, bias_grad), (kernel, bias) in zip(grads, theirs, strict=True):
         np.testing.assert_allclose(kernel_grad, kernel.grad.numpy().transpose(2, 3, 1, 0), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(bias_grad, bias.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_scaled_encoder_sees_frames_around_zero_through_kernels_that_its_gain_has_made_larger():
+    encoder = ConvEncoder(ENCODERS["small_scaled"])
+    params = encoder.init(jax.random.key(0), FRAMES)["params"]
+    hidden = torch.tensor(FRAMES.transpose(0, 3, 1, 2)).float() / 255.0 - 0.5
+    for name, stride in (("conv1", 4), ("conv2", 2), ("conv3", 1)):
+        kernel = torch.tensor(np.sqrt(6.0) * params[name]["kernel"].transpose(3, 2, 0, 1), dtype=torch.float32)
+        hidden = torch.relu(torch.nn.functional.conv2d(hidden, kernel, torch.tensor(params[name]["bias"]), stride))
+    hidden = hidden.permute(0, 2, 3, 1).reshape(len(FRAMES), -1).numpy()
+    expected = np.maximum(hidden @ params["dense"]["kernel"] + params["dense"]["bias"], 0.0)
+    assert np.abs(expected).mean() > 0.01
+    np.testing.assert_allclose(encoder.apply({"params": params}, FRAMES), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_convolutions_are_no_further_from_float64_than_torchs():
