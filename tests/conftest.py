@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first: one that began last would be waited for by an idle core."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """What has been imported stays: no collection of garbage, like ManiSkill's at each new scene, goes through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure():

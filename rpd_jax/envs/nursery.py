@@ -101,3 +101,4 @@ def main(requests: int) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    os._exit(0)  # without taking down what was imported, a second's work

@@ -93,6 +93,7 @@ class Learner:
         self._fill_replay = jax.jit(Replay.add, donate_argnums=0)
         self._first_nonfinite_input = jax.jit(_first_nonfinite_input)
         self._init = jax.jit(network.init)
+        self._init_optimizer = jax.jit(self._optimizer.init)
         self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
         self.mean_action = jax.jit(partial(network.apply, method=ActorCritic.mean_action))
         self.value = jax.jit(partial(network.apply, method=ActorCritic.value))
@@ -118,7 +119,7 @@ class Learner:
 
     def init_from(self, params: dict) -> LearnerState:
         """A learner's state that starts from given parameters."""
-        state = LearnerState(params, self._optimizer.init(params), *jnp.zeros((2,), jnp.int32))
+        state = LearnerState(params, self._init_optimizer(params), *jnp.zeros((2,), jnp.int32))
         return jax.device_put(state, sharding.shardings(self.mesh, REPLICATED))
 
     def local_params(self, state: LearnerState) -> dict:
