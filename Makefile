@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup train test test-numeric test-processors lint docs gpu-check openvla-env openpi-env lerobot-env
+.PHONY: setup train test test-numeric test-processors lint docs gpu-check openvla-env openpi-env lerobot-env lerobot06-env
 
 # Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
@@ -83,13 +83,19 @@ PEERS := tests/rpd_jax/policy_server/openpi_requirements.txt
 # without its own requirements, of robots, simulators and datasets' videos, and of a torch with CUDA that is older than ours.
 lerobot-env: .venv-lerobot/.ready
 
-LEROBOT := openvla_bridge/lerobot/requirements.txt
-LEROBOT_PIP := .venv-lerobot/bin/pip install --quiet --disable-pip-version-check
-.venv-lerobot/.ready: $(LEROBOT) constraints.txt
-	$(PYTHON) -m venv .venv-lerobot
+# The same of LeRobot 0.6, which runs pi0 and needs Python 3.12: --config.teacher.python=.venv-lerobot06/bin/python
+lerobot06-env: .venv-lerobot06/.ready
+
+.venv-lerobot/.ready: openvla_bridge/lerobot/requirements.txt
+.venv-lerobot06/.ready: openvla_bridge/lerobot/requirements_06.txt
+
+LEROBOT = $(filter openvla_bridge/lerobot/%,$^)
+LEROBOT_PIP = $(@D)/bin/pip install --quiet --disable-pip-version-check
+.venv-lerobot/.ready .venv-lerobot06/.ready: constraints.txt
+	$(PYTHON) -m venv $(@D)
 	$(LEROBOT_PIP) $(TORCH)
 	$(LEROBOT_PIP) --requirement $(LEROBOT)
-	$(LEROBOT_PIP) --no-deps $(shell sed -n 's/^# without its own requirements: //p' $(LEROBOT))
+	$(LEROBOT_PIP) --no-deps $$(sed -n 's/^# without its own requirements: //p' $(LEROBOT))
 	@touch $@
 
 # The documentation as a site that needs no network: build/site/index.html

@@ -4,6 +4,7 @@ transformers, which runs that."""
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,15 +14,15 @@ from openvla_bridge.checkpoint_files import Report
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.lerobot.checkpoint import PREPROCESSOR, Checkpoint, processor_steps
 
-_PATCHED = "4.53.3"  # the transformers that openpi's changes are for
 # Configurations and tokenizers; no weights, code or pickles.
 FILES = ("*.json", "*.jinja", "merges.txt", "tokenizer.model")
 
 
 def find_backbones(found: Checkpoint, report: Report) -> None:
-    """Brings what a checkpoint names, and does not hold, into the hub's cache.
+    """Brings what a checkpoint names, and does not hold, into the hub's cache; from then on this process asks no hub.
 
-    LeRobot's `save_pretrained` writes the name of a repository or folder only.
+    LeRobot's `save_pretrained` writes the name of a repository or folder only. transformers asks for each file that
+    there may be, which takes minutes where there is no network.
 
     Args:
         found: the checkpoint.
@@ -30,7 +31,10 @@ def find_backbones(found: Checkpoint, report: Report) -> None:
     Raises:
         BridgeError: something can be had neither from a folder nor from the hub nor from its cache.
     """
-    for file, name in dict.fromkeys(_names(found)):
+    files: dict[str, Path] = {}
+    for file, name in _names(found):
+        files.setdefault(name, file)
+    for name, file in files.items():
         if Path(name).is_dir():
             continue
         report(f"looking for configuration and tokenizer of {name}")
@@ -46,6 +50,9 @@ def find_backbones(found: Checkpoint, report: Report) -> None:
                 f"{name} --include {' '.join(map(repr, FILES))}` where there is a network (if it is gated, after `hf "
                 f"auth login`), and set HF_HOME to that cache ({cause})."
             ) from None
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if client := sys.modules.get("huggingface_hub.constants"):
+        client.HF_HUB_OFFLINE = True
 
 
 def check_transformers(found: Checkpoint) -> None:
@@ -61,9 +68,9 @@ def check_transformers(found: Checkpoint) -> None:
     if version.startswith("0.4.") and importlib.util.find_spec("transformers.models.siglip.check") is None:
         raise BridgeError(
             f"LeRobot {version} runs {found.kind} on a transformers that has openpi's changes, and {sys.executable} "
-            f"has {importlib.metadata.version('transformers')} without them: in an environment of their own, run `pip "
-            f"install transformers=={_PATCHED}` and `pip install --no-deps transformers-openpi=={_PATCHED}` over it, "
-            "take LeRobot 0.5 or later, or serve the policy and set teacher.name=openpi."
+            f"has {importlib.metadata.version('transformers')} without them: run `make lerobot06-env "
+            "PYTHON=python3.12` and set teacher.python=.venv-lerobot06/bin/python, or serve the policy and set "
+            "teacher.name=openpi."
         )
 
 

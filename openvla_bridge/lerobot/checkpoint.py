@@ -22,6 +22,8 @@ ACTION, STATE = "action", "observation.state"
 POLICIES = ("act", "diffusion", "vqbet", "pi0", "pi05", "smolvla", "xvla")
 # Their processors ask transformers to run code that comes with a checkpoint (trust_remote_code).
 OF_REMOTE_CODE = ("pi0_fast", "groot", "wall_x")
+# Steps between actions that are positions and changes of them; LeRobot 0.5 writes them even where they do nothing.
+OF_POSITIONS = ("relative_actions_processor", "absolute_actions_processor")
 # Steps of processors, by LeRobot's names, that compute and load nothing but tokenizers of JSON files.
 STEPS = (
     "rename_observations_processor",
@@ -38,6 +40,7 @@ STEPS = (
     "xvla_imagenet_normalize",
     "xvla_add_domain_id",
     "xvla_rotation_6d_to_axis_angle",
+    *OF_POSITIONS,
 )
 # Policies that bring images to their own size, do without cameras that are missing, and pad the state.
 ADAPTING = ("smolvla", "pi0", "pi05")
@@ -242,6 +245,11 @@ def processor_steps(processor: Path) -> Iterator[Mapping[str, Any]]:
             raise BridgeError(f"{missing}, which {processor.name} names, is missing: get the checkpoint again.")
         if not isinstance(step.get("config", {}), dict):
             raise BridgeError(f"{processor}: the step {step_name!r} has no settings: get the checkpoint again.")
+        if step_name in OF_POSITIONS and step.get("config", {}).get("enabled"):
+            raise BridgeError(
+                f"{processor} has the step {step_name!r}, for actions that are positions, and the environment takes "
+                "changes of the gripper's pose: give a policy that was trained without use_relative_actions."
+            )
         yield step
 
 

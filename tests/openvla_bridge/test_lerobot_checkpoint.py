@@ -161,8 +161,21 @@ PROCESSORS = {
         lambda p: p["steps"].insert(0, {"registry_name": "action_tokenizer_processor", "config": {}}),
         "has the step 'action_tokenizer_processor', which is not run here",
     ),
+    "with actions that are positions": (
+        AFTER,
+        lambda p: p["steps"].append({"registry_name": "absolute_actions_processor", "config": {"enabled": True}}),
+        "has the step 'absolute_actions_processor', for actions that are positions",
+    ),
     "without steps": (BEFORE, lambda p: p.pop("steps"), "has no list of steps"),
 }
+
+
+def test_steps_that_do_nothing(copy):
+    """As LeRobot 0.5 and later write them for pi0."""
+    for file, name in ((BEFORE, "relative_actions_processor"), (AFTER, "absolute_actions_processor")):
+        idle = {"registry_name": name, "config": {"enabled": False}}
+        change(copy, file, lambda p, idle=idle: p["steps"].append(idle))
+    assert read(copy).known.action_dim == 7
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
@@ -249,7 +262,9 @@ def test_a_backbone_that_is_not_to_be_had(lerobot, tmp_path, monkeypatch):
 def test_pi0_without_its_transformers(lerobot, copy):
     """Told before its gigabytes are built."""
     change(copy, "config.json", lambda c: c.update(type="pi0"))
-    with pytest.raises(UserError, match=r"runs pi0 on a transformers that has openpi's changes, and .* 4.57.6 without"):
+    with pytest.raises(
+        UserError, match=r"runs pi0 on a transformers that has openpi's changes, and .* 4.57.6 without .* lerobot06-env"
+    ):
         teach(copy, lerobot.python, state="joints")
 
 

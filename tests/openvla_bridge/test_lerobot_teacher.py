@@ -1,5 +1,8 @@
 """LeRobot's policies as teachers: made, saved and loaded by the real package, in workers of its environment."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import jax
 import numpy as np
 import pytest
@@ -51,11 +54,31 @@ def test_labels_are_lerobot_s_own(lerobot, kind):
         teacher.close()
 
 
-@pytest.mark.slow
-def test_smolvla_s_labels_are_lerobot_s_own(lerobot, monkeypatch):
-    """Bit for bit; one camera of two, frames that the policy resizes, a state as long as its statistics, no hub."""
+@pytest.fixture
+def asked(lerobot, monkeypatch):
+    """What a hub that is out of order is asked, where its client has the backbone in its cache."""
+    paths = []
+
+    class OutOfOrder(BaseHTTPRequestHandler):
+        def do_GET(self):
+            paths.append(self.path)
+            self.send_error(500)
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OutOfOrder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", str(lerobot.hub))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield paths
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_smolvla_s_labels_are_lerobot_s_own(lerobot, asked):
+    """Bit for bit; one camera of two, frames that the policy resizes, a state as long as its statistics, no hub."""
     teacher = teach(lerobot, "smolvla", image="observation.images.base", image_size=64, batch_size=2)
     sentence, frames, seen = "push the cube", lerobot.frames, lerobot.states
     try:
@@ -75,6 +98,8 @@ def test_smolvla_s_labels_are_lerobot_s_own(lerobot, monkeypatch):
         assert np.abs(other - alone[0]).max() > 1e-4
     finally:
         teacher.close()
+    # Once, and not for each file that there may be.
+    assert [path.split("?")[0] for path in asked] == ["/api/models/tiny/smolvlm/revision/main"]
 
 
 @pytest.mark.slow
