@@ -41,6 +41,7 @@ def pytest_collection_finish():
     """What has been imported stays: no collection of garbage, like ManiSkill's at each new scene, goes through it."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # JAX makes that many objects while it traces one program
 
 
 def pytest_unconfigure():

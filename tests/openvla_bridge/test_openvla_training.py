@@ -26,7 +26,7 @@ def test_a_run_with_openvla_as_the_teacher(checkpoint, tmp_path):
         "env.workers": 1,
         "env.image_size": 40,
         "env.mesh_detail": 0.07,
-        "student.image_size": 40,
+        "student.observation": "state",
         "ppo.rollout_steps": 8,
         "ppo.num_minibatches": 2,
         "ppo.update_epochs": 1,
