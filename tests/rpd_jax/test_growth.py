@@ -32,9 +32,23 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
+CONFIG = """
+from configs import push_cube_sparse
+
+def get_config():
+    config = push_cube_sparse.get_config()
+    config.refine, config.env.mesh_detail = "pixels", 0.07
+    config.ppo.num_minibatches, config.ppo.update_epochs, config.distill.replay_batch = 2, 1, 4
+    return config
+"""
+
+
 @pytest.mark.slow
 def test_a_quick_row(tmp_path):
-    outcome = run("-o", str(tmp_path), "--quick", "--rows=env.num_envs", "--iterations=1", "--rollout_steps=8")
+    config = tmp_path / "small.py"
+    config.write_text(CONFIG)
+    row = ("--rows=env.num_envs", "--iterations=1", "--rollout_steps=8")
+    outcome = run("-o", str(tmp_path), f"--config={config}", "--quick", *row)
     assert outcome.returncode == 0, outcome.stderr
     rows = json.loads((tmp_path / "growth.json").read_text())["env.num_envs"]
     assert [(row["value"], row["frames"]) for row in rows] == [(2, 16), (4, 32)]

@@ -338,6 +338,7 @@ def test_replayed_frames_train_the_student():
         **{
             "student.observation": "rgb+state",
             "student.encoder": "small",
+            "student.image_size": 40,
             "distill.replay": 80,
             "distill.replay_batch": 30,
             "distill.augment": 2,
@@ -348,17 +349,20 @@ def test_replayed_frames_train_the_student():
             "ppo.learning_rate": 2e-3,
         }
     )
+    frames = EXPECTED["obs"][:, :, :40, :40]
     zeros = {name: np.zeros_like(EXPECTED[name]) for name in ("rewards", "values", "next_value", "final_values")}
-    rollout = make_rollout(state=STATES, teacher_actions=np.full((1, 1, 10, 6, 7), 0.5, np.float32), **zeros)
+    rollout = make_rollout(
+        rgb=frames, state=STATES, teacher_actions=np.full((1, 1, 10, 6, 7), 0.5, np.float32), **zeros
+    )
     replay = learner.create_replay(action_dim=7, state_dim=10)
-    state = learner.init(jax.random.key(0), EXPECTED["obs"][0], STATES[0])
+    state = learner.init(jax.random.key(0), frames[0], STATES[0])
     replayed_only = coefficients(learner, distill=0.0)
     unlabelled = rollout.replace(teacher_actions=None)
     state, metrics = learner.update(state, unlabelled, jax.random.key(0), replayed_only, replay)
     assert metrics["replay_loss"] == 0.0, "an empty replay adds nothing"
     replay = learner.extend_replay(replay, rollout)
     assert replay.count == 60
-    np.testing.assert_array_equal(replay.frames[:60], EXPECTED["obs"].reshape(60, 64, 64, 3))
+    np.testing.assert_array_equal(replay.frames[:60], frames.reshape(60, 40, 40, 3))
     state, metrics = learner.update(state, rollout, jax.random.key(0), replayed_only, replay, per_minibatch=True)
     losses = np.asarray(metrics["minibatches"]["replay_loss"])
     assert losses[-1] < 0.2 * losses[0]
