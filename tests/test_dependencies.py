@@ -28,7 +28,7 @@ UNSEEN = {
 }
 # Imported in environments of their own: by tests/original_octo, which says how to make it, and after `make openpi-env`.
 ELSEWHERE = {"octo", "openpi_client", "openpi_server"}
-# What openvla_bridge/lerobot imports is in an environment of its own too (`make lerobot-env`).
+# What openvla_bridge/lerobot imports is in an environment of its own too (`make lerobot-env`, `make lerobot06-env`).
 OF_LEROBOT = {"lerobot", "torchvision"}
 
 
@@ -104,13 +104,14 @@ def test_the_workers_environment_asks_for_the_same_versions():
     assert set(PROJECT["optional-dependencies"]["openvla"]) <= wanted
 
 
-def test_lerobot_s_environment_has_what_its_workers_import():
-    text = (ROOT / "openvla_bridge" / "lerobot" / "requirements.txt").read_text()
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements_06.txt"])
+def test_lerobot_s_environments_have_what_their_workers_import(name):
+    text = (ROOT / "openvla_bridge" / "lerobot" / name).read_text()
     (apart,) = re.findall(r"^# without its own requirements: (.*)$", text, re.MULTILINE)
     declared = {normal(line) for line in text.splitlines() if line and not line.startswith("#")}
     assert {normal(one) for one in apart.split()} == OF_LEROBOT
     imported = {module for module, _ in modules_of("openvla_bridge/lerobot", "tests/openvla_bridge/lerobot_peer.py")}
-    assert imported - OF_LEROBOT - {"torch"} <= declared  # torch is installed first
+    assert set(map(normal, imported)) - OF_LEROBOT - {"torch"} <= declared  # torch is installed first
 
 
 WITHOUT = """
