@@ -253,7 +253,7 @@ def _refine_profile(task: str) -> dict:
     profile, several_ways = _cpu_profile(task), task in _SEVERAL_WAYS
     profile["total_steps"] = 16_384
     # Beside four times the squared error of the actions (λ, and three times λ for replayed ones).
-    profile["student"] |= {"encoder": "small_scaled", "initial_log_std": -2.3, "state_coef": 0.4}
+    profile["student"] |= {"encoder": "small_scaled", "initial_log_std": -2.3, "state_coef": 1.0}
     profile["ppo"] |= {
         # 384 steps of Adam in an iteration, each on 32 fresh and 96 replayed frames.
         "update_epochs": 12,
