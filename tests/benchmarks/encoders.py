@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 
 from rpd_jax.acting.kept_replay import read_replay
 from rpd_jax.learning.augmentation import random_shift
@@ -32,6 +32,7 @@ _BATCH, _MEASUREMENTS, _CHUNK = 128, 5, 16
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     config = read_run_config(_RUN.value)
     rows = read_replay(newest_checkpoint(Path(_RUN.value) / "checkpoints"), "frames", "states", "labels", "count")
     filled = min(int(rows.pop("count")), len(rows["labels"]))
