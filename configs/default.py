@@ -255,8 +255,8 @@ def _refine_profile(task: str) -> dict:
     # Beside four times the squared error of the actions (λ, and three times λ for replayed ones).
     profile["student"] |= {"encoder": "small_scaled", "initial_log_std": -2.3, "state_coef": 1.0}
     profile["ppo"] |= {
-        # 384 steps of Adam in an iteration, each on 32 fresh and 96 replayed frames.
-        "update_epochs": 12,
+        # 256 steps of Adam in an iteration, each on 32 fresh and 96 replayed frames.
+        "update_epochs": 8,
         "num_minibatches": 32,
         "learning_rate": 1e-3,
         "learning_rate_final": 1e-4,
