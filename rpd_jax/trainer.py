@@ -177,7 +177,7 @@ class Trainer:
                 if processes.is_first():
                     teacher = measure_teacher(self.stage, self.workdir, self.console.say, self.stop.check)
             seconds = estimate_seconds(self.stage, self.stop.check)
-            self.console.estimate(seconds * (self.num_iterations - self.state.iteration))
+            self.console.estimate(seconds * (self.num_iterations - self.state.iteration), self._may_end_early())
             student = self._iterate()
         results = {"algorithm": self.config.algorithm, "student": student, "teacher": teacher}
         if processes.is_first():
@@ -191,7 +191,8 @@ class Trainer:
         """Iterations, evaluations and checkpoints to the end; returns the final evaluation (in the first process)."""
         config, clock = self.config, StageClock()
         position = None  # of the environments; None: they are to be reset
-        with self.console.training(self.num_iterations, self.state.iteration, self.batch) as progress:
+        at_most = self._may_end_early()
+        with self.console.training(self.num_iterations, self.state.iteration, self.batch, at_most) as progress:
             while True:
                 if self.state.row is None and not self._ended():
                     position = self._learn(position, clock)
@@ -219,6 +220,9 @@ class Trainer:
         """True after the last iteration: by their number, or because there is nothing more to train for."""
         until, patience = self.config.eval.until, self.config.eval.patience
         return self.state.iteration == self.num_iterations or self.state.ended(until, patience)
+
+    def _may_end_early(self) -> bool:
+        return bool(self.config.eval.until or self.config.eval.patience)
 
     def _learn(self, position: collect.Position | None, clock: StageClock) -> collect.Position:
         """One iteration: rollout, labels, update. Returns where the environments stand."""

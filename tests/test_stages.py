@@ -138,6 +138,7 @@ def test_a_run_goes_through_its_stages_and_each_is_a_run_itself(whole):
     places = [workdir / "label", workdir / "refine", workdir]
     for number, name in enumerate(("label", "refine", "distil"), start=1):
         assert f"Stage {number} of 3, {name}:" in said
+    assert said.count("Estimated training time: at most ") == 3  # each may reach its end sooner
     results = json.loads((workdir / "results.json").read_text())
     teacher = json.loads((workdir / "teacher.json").read_text())
     assert results["teacher"] == teacher == json.loads((workdir / "label" / "teacher.json").read_text())

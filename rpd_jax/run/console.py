@@ -36,7 +36,9 @@ class Console:
         self.table("Where the time went", ("stage", column, "share"), rows)
 
     @contextlib.contextmanager
-    def progress(self, label: str, total: int, done: int, amount: int, unit: str) -> Iterator["RunProgress"]:
+    def progress(
+        self, label: str, total: int, done: int, amount: int, unit: str, at_most: bool = False
+    ) -> Iterator["RunProgress"]:
         """Shows progress inside the `with` block.
 
         Args:
@@ -45,6 +47,7 @@ class Console:
             done: those that were done before.
             amount: of `unit` in one of them.
             unit: what the speed counts, steps for example.
+            at_most: the work may end before its last part.
         """
         bar = Progress(
             TextColumn(label),
@@ -56,7 +59,7 @@ class Console:
             disable=not self._console.is_terminal,
         )
         with bar:
-            yield RunProgress(self, bar, total, done, amount, unit)
+            yield RunProgress(self, bar, total, done, amount, unit, at_most)
 
 
 class _RichConsole(RichConsole):
@@ -70,9 +73,11 @@ class _RichConsole(RichConsole):
 class RunProgress:
     """Follows a loop, iteration by iteration."""
 
-    def __init__(self, console: Console, bar: Progress, total: int, done: int, amount: int, unit: str):
+    def __init__(
+        self, console: Console, bar: Progress, total: int, done: int, amount: int, unit: str, at_most: bool = False
+    ):
         self._console, self._bar, self._amount, self._unit = console, bar, amount, unit
-        self._total, self._done = total, done
+        self._total, self._done, self._at_most = total, done, at_most
         self._seconds: list[float] = []
         self._task = bar.add_task("", total=total, completed=done, rate="")
 
@@ -81,7 +86,7 @@ class RunProgress:
         self._done += 1
         self._seconds = [*self._seconds[-9:], seconds]
         recent = float(np.mean(self._seconds))
-        left = duration(recent * (self._total - self._done))
+        left = duration(recent * (self._total - self._done), self._at_most)
         rate = f"{self._amount / recent:.0f} {self._unit}/s, {left} left"
         self._bar.update(self._task, advance=1, rate=rate)
         if values is not None:
@@ -90,7 +95,8 @@ class RunProgress:
             self._console.say(f"{self._done}/{self._total}  {count}  {rate}  {told}")
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, at_most: bool = False) -> str:
     """A time in words, with as many digits as a person needs."""
     minutes = seconds / 60.0
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+    time = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+    return f"at most {time}" if at_most else time

@@ -27,14 +27,17 @@ class TrainingConsole(Console):
         """Prints that a stage begins, and the settings in which it departs from those of the run."""
         self.say(f"Stage {number} of {total}, {name}: {'  '.join(departures)}")
 
-    def estimate(self, seconds: float) -> None:
-        """Prints how long the run will take."""
-        self.say(f"Estimated training time: {duration(seconds)} (evaluations and checkpoints come on top).")
+    def estimate(self, seconds: float, at_most: bool = False) -> None:
+        """Prints how long the run, or its stage, will take; `at_most`: it may end sooner."""
+        time = duration(seconds, at_most)
+        self.say(f"Estimated training time: {time} (evaluations and checkpoints come on top).")
 
     @contextlib.contextmanager
-    def training(self, num_iterations: int, first: int, batch: int) -> Iterator["TrainingProgress"]:
-        """Shows progress inside the `with` block: iterations of `batch` steps each."""
-        with self.progress("training", num_iterations, first, batch, "steps") as progress:
+    def training(
+        self, num_iterations: int, first: int, batch: int, at_most: bool = False
+    ) -> Iterator["TrainingProgress"]:
+        """Shows progress inside the `with` block: iterations of `batch` steps each; `at_most`: or fewer."""
+        with self.progress("training", num_iterations, first, batch, "steps", at_most) as progress:
             yield TrainingProgress(progress)
 
     def iteration_split(self, metrics_path: Path) -> None:
