@@ -24,10 +24,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; by default
 
 def main() -> None:
     from rpd_jax.trainer import train
-    from rpd_jax.training_run.fields import default_workdir
 
-    config = read_config(_CONFIG)
-    train(config, _WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]), config))
+    train(read_config(_CONFIG), _WORKDIR.value, config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
 flags.mark_flag_as_required("config")

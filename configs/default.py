@@ -273,7 +273,7 @@ def _refine_profile(task: str) -> dict:
         "guide": 1.0,
         "guide_final": 0.0,
     }
-    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.98}
+    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.95}
     profile["checkpoint"] = {"every": 8}
     return profile | {"stages": _stages()}
 

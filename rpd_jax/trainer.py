@@ -30,15 +30,16 @@ from rpd_jax.run.stop import StopRequest
 from rpd_jax.run.whole_file import write_json
 from rpd_jax.stages import StagePlan, plan
 from rpd_jax.training_run.console import TrainingConsole, TrainingProgress
-from rpd_jax.training_run.fields import TRAINING
+from rpd_jax.training_run.fields import TRAINING, default_workdir
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
+def train(config: ConfigDict, workdir: str | Path | None, config_file: str = "") -> dict[str, float | None]:
     """Runs, or continues, the training run that `config` describes, to its end.
 
     Args:
         config: as `configs.default.get_config` makes it.
-        workdir: the run's directory; made, or resumed if it is of the same config.
+        workdir: the run's directory; made, or resumed if it is of the same config. None: `default_workdir` names it.
+        config_file: that the name is made of.
 
     Returns:
         What results.json holds: success of "student" and "teacher" (None where not measured), with 95% bounds.
@@ -53,7 +54,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float | None]:
         config = settings.resolve(config)
         settings.check_machine(config)
         console = TrainingConsole(quiet=not processes.is_first())
-        with _held_run(workdir, config, console) as workdir:
+        with _held_run(workdir or default_workdir(config_file, config), config, console) as workdir:
             console.settings(config, settings.departures(config, paper), workdir)
             results_path = workdir / "results.json"
             if not results_path.exists():

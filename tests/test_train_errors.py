@@ -41,6 +41,21 @@ def test_one_sentence(arguments, sentence, tmp_path):
     assert "Traceback" not in outcome.stderr
 
 
+def test_a_run_without_a_workdir_is_named_by_what_it_does_on_this_machine(tmp_path):
+    """refine=auto is refine=state where there is no GPU: the next command is to find it by the name in the README."""
+    command = [sys.executable, ROOT / "train.py", f"--config={ROOT / 'configs' / 'push_cube_sparse.py'}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    refused = subprocess.run(
+        [*command, "--config.teacher.checkpoint=/no/such"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=200,
+    )
+    assert refused.returncode == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["push_cube_sparse-rpd_mse-refine_state-seed0"]
+
+
 EXPLAIN = """
 import json, sys
 from absl import flags

@@ -54,7 +54,7 @@ def read_run_config(workdir: str | Path) -> ConfigDict:
 
 
 def default_workdir(config_file: str, config: ConfigDict) -> Path:
-    """runs/<config>-<algorithm>-seed<seed>, with the student's observation and `refine` where they are unusual."""
+    """runs/<config>-<algorithm>-seed<seed> of a resolved config, with observation and `refine` if they are unusual."""
     parts = [Path(config_file).stem, config.algorithm]
     if config.student.observation != "rgb":
         parts.append(config.student.observation)
