@@ -54,11 +54,16 @@ def hub_errors(checkpoint: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub's client raises many types for one thing: not to be had
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BridgeError(
             f"{checkpoint} could not be had from the Hugging Face hub and is not in its cache: check the name and the "
-            f"network, or give a local folder ({cause})"
+            f"network, or give a local folder ({first_line(error)})"
         ) from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in its first line, or its type."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def read_json(path: Path, layout: str = "OpenVLA's") -> Any:

@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def train(*arguments, **environment):
+def train(*arguments, cwd=ROOT, **environment):
     return subprocess.run(
-        [sys.executable, "train.py", *arguments],
-        cwd=ROOT,
+        [sys.executable, ROOT / "train.py", *arguments],
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=200,
@@ -43,15 +43,8 @@ def test_one_sentence(arguments, sentence, tmp_path):
 
 def test_a_run_without_a_workdir_is_named_by_what_it_does_on_this_machine(tmp_path):
     """refine=auto is refine=state where there is no GPU: the next command is to find it by the name in the README."""
-    command = [sys.executable, ROOT / "train.py", f"--config={ROOT / 'configs' / 'push_cube_sparse.py'}"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    refused = subprocess.run(
-        [*command, "--config.teacher.checkpoint=/no/such"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        timeout=200,
-    )
+    config = f"--config={ROOT / 'configs' / 'push_cube_sparse.py'}"
+    refused = train(config, "--config.teacher.checkpoint=/no/such", cwd=tmp_path, JAX_PLATFORMS="cpu")
     assert refused.returncode == 2
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["push_cube_sparse-rpd_mse-refine_state-seed0"]
 

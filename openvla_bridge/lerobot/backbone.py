@@ -3,16 +3,15 @@ transformers, which runs that."""
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from openvla_bridge.checkpoint_files import Report
+from openvla_bridge.checkpoint_files import Report, first_line, read_json
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.lerobot.checkpoint import PREPROCESSOR, Checkpoint, processor_steps
+from openvla_bridge.lerobot.checkpoint import LAYOUT, PREPROCESSOR, Checkpoint, processor_steps
 
 # Configurations and tokenizers; no weights, code or pickles.
 FILES = ("*.json", "*.jinja", "merges.txt", "tokenizer.model")
@@ -43,12 +42,11 @@ def find_backbones(found: Checkpoint, report: Report) -> None:
 
             huggingface_hub.snapshot_download(name, allow_patterns=list(FILES))
         except Exception as error:  # the hub's client raises many types for one thing: not to be had
-            cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise BridgeError(
                 f"{file} names {name!r}, whose configuration and tokenizer are in no folder of that name, nor in the "
                 "Hugging Face hub's cache, nor could they be fetched from the hub: run `hf download "
                 f"{name} --include {' '.join(map(repr, FILES))}` where there is a network (if it is gated, after `hf "
-                f"auth login`), and set HF_HOME to that cache ({cause})."
+                f"auth login`), and set HF_HOME to that cache ({first_line(error)[:200]})."
             ) from None
     os.environ["HF_HUB_OFFLINE"] = "1"
     if client := sys.modules.get("huggingface_hub.constants"):
@@ -78,7 +76,7 @@ def _names(found: Checkpoint) -> Iterator[tuple[Path, str]]:
     """The file that names it, and the name of a repository or folder."""
     config = found.folder / "config.json"
     # LeRobot's default is read where a name is missing, and then asks the hub itself.
-    settings: Mapping[str, Any] = json.loads(config.read_text()) if found.kind == "smolvla" else {}
+    settings: Mapping[str, Any] = read_json(config, LAYOUT) if found.kind == "smolvla" else {}
     if isinstance(name := settings.get("vlm_model_name"), str):
         yield config, name
     for step in processor_steps(found.folder / PREPROCESSOR):

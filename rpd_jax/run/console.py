@@ -73,9 +73,7 @@ class _RichConsole(RichConsole):
 class RunProgress:
     """Follows a loop, iteration by iteration."""
 
-    def __init__(
-        self, console: Console, bar: Progress, total: int, done: int, amount: int, unit: str, at_most: bool = False
-    ):
+    def __init__(self, console: Console, bar: Progress, total: int, done: int, amount: int, unit: str, at_most: bool):
         self._console, self._bar, self._amount, self._unit = console, bar, amount, unit
         self._total, self._done, self._at_most = total, done, at_most
         self._seconds: list[float] = []

@@ -29,7 +29,7 @@ from rpd_jax.policy_server.teacher import PolicyServerTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "rpd_jax" / "policy_server"))
-from peers import openpi_python, peer  # noqa: E402
+from peers import openpi_site_packages, peer  # noqa: E402
 
 _TEACHER = flags.DEFINE_string("teacher", "octo-nano", "An Octo: folder, hub address, or embedded name.")
 _FRAMES = flags.DEFINE_integer("frames", 256, "Frames of each measurement.", lower_bound=1)
@@ -46,9 +46,8 @@ def main(_):
     with contextlib.ExitStack() as stack:
         addresses = {"rpd_jax.serve": stack.enter_context(served(_TEACHER.value))}
         if _OPENPI.value:
-            python = Path(openpi_python())
-            (packages,) = (python.parents[1] / "lib").glob("python*/site-packages")
-            addresses["openpi's server"] = stack.enter_context(peer("octo_peer.py", checkpoint, packages)).address
+            server = stack.enter_context(peer("octo_peer.py", checkpoint, openpi_site_packages()))
+            addresses["openpi's server"] = server.address
         teachers = {
             "in process": OctoTeacher.load(checkpoint),
             "in process, one frame at a time": OctoTeacher.load(checkpoint, chunk_size=1),

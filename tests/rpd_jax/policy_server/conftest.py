@@ -1,5 +1,6 @@
+import peers
 import pytest
-from peers import ENVIRONMENT, openpi_python, peer, servers_of
+from peers import openpi_python, peer, servers_of
 
 from rpd_jax.policy_server.observation import ObservationMap
 from rpd_jax.policy_server.teacher import PolicyServerTeacher
@@ -17,9 +18,8 @@ def openpi_peer(python_of_openpi):
 
 
 @pytest.fixture(scope="session")
-def openpi_site_packages(python_of_openpi):
-    (folder,) = (ENVIRONMENT / "lib").glob("python*/site-packages")
-    return str(folder)
+def openpi_site_packages():
+    return str(peers.openpi_site_packages())
 
 
 @pytest.fixture

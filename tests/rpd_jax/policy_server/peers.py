@@ -27,6 +27,13 @@ def openpi_python() -> str:
     return str(ENVIRONMENT / "bin" / "python")
 
 
+def openpi_site_packages() -> Path:
+    """Where that environment has its packages."""
+    openpi_python()
+    (folder,) = (ENVIRONMENT / "lib").glob("python*/site-packages")
+    return folder
+
+
 def servers_of(addresses, options, said) -> Servers:
     """Servers with short waits; takes what is theirs out of the options. `said` is given what the user is told."""
     names = ("connections", "api_key", "start_timeout", "request_timeout")
