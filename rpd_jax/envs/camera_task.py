@@ -15,6 +15,7 @@ from mani_skill.utils.registration import REGISTERED_ENVS, TimeLimitWrapper
 from rpd_jax.action_convention import CONTROL_MODE
 from rpd_jax.envs.backdrop import Backdrop
 from rpd_jax.envs.mesh_detail import reduce_mesh_detail
+from rpd_jax.envs.quick_panda import make_quick
 from rpd_jax.envs.shaders import knows_marks, rgba_shader
 from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.errors import UserError
@@ -87,6 +88,11 @@ class _HumanCameraTask:
     @property
     def _default_human_render_camera_configs(self):
         return {}
+
+    def _load_agent(self, *args, **kwargs):
+        super()._load_agent(*args, **kwargs)
+        if self.num_envs == 1 and not self.gpu_sim_enabled:
+            make_quick(self.agent)
 
     def _load_scene(self, options: dict):
         super()._load_scene(options)
