@@ -251,7 +251,7 @@ def _cpu_state_profile(task: str) -> dict:
 def _refine_profile(task: str) -> dict:
     """Two cores, refine=state: the last stage, in which a student of pixels imitates the expert, and `stages`."""
     profile, several_ways = _cpu_profile(task), task in _SEVERAL_WAYS
-    profile["total_steps"] = 16_384
+    profile["total_steps"] = 24_576
     # Beside four times the squared error of the actions (λ, and three times λ for replayed ones).
     profile["student"] |= {"encoder": "small_scaled", "initial_log_std": -2.3, "state_coef": 1.0}
     profile["ppo"] |= {
@@ -273,7 +273,7 @@ def _refine_profile(task: str) -> dict:
         "guide": 1.0,
         "guide_final": 0.0,
     }
-    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.95}
+    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.97}
     profile["checkpoint"] = {"every": 8}
     return profile | {"stages": _stages()}
 
@@ -302,7 +302,7 @@ def _stages() -> dict:
             "checkpoint": {"every": 8, "keep": 1},
         },
         "refine": {
-            "total_steps": 311_296,
+            "total_steps": 524_288,
             "student": {"initial_log_std": -2.0},
             "ppo": {
                 "critic_first": 8192,
@@ -327,7 +327,7 @@ def _stages() -> dict:
                 "guide": 0.0,
                 "guide_final": 0.0,
             },
-            "eval": {"every": 8, "episodes": 112, "final_episodes": 112, "until": 0.95, "patience": 5},
+            "eval": {"every": 8, "episodes": 112, "final_episodes": 112, "until": 0.98, "patience": 5},
             "checkpoint": {"every": 8},
         },
     }
