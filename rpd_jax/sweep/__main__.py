@@ -20,6 +20,7 @@ _JOBS = flags.DEFINE_integer("jobs", None, "Jobs at a time; by default one per G
 _HOURS = flags.DEFINE_float("hours", 48.0, "Time limit of a job, hours.", lower_bound=0.01)
 _SLURM = flags.DEFINE_list("slurm", [], "sbatch's parameters: partition=gpu,gpus_per_node=1,cpus_per_task=16.")
 _SET = flags.DEFINE_multi_string("set", [], "A setting of all training runs, part.field=value; may be repeated.")
+_ONLY = flags.DEFINE_list("only", [], "Only jobs whose names match: *-rpd_mse-seed0,stack_cube*; in this order.")
 _RATES = flags.DEFINE_list("rates", [], "Runs like these, from whose rates the hours are estimated.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the jobs and start none.")
 
@@ -33,7 +34,7 @@ def main(paths: list[str]) -> None:
 
     from rpd_jax.errors import UserError
     from rpd_jax.report.runs import find_runs
-    from rpd_jax.sweep.grid import load_sweep
+    from rpd_jax.sweep.grid import chosen, load_sweep
     from rpd_jax.sweep.hours import estimate
     from rpd_jax.sweep.launch import launch_local, launch_slurm
     from rpd_jax.sweep.status import FINISHED, TO_START, read_status, status_table
@@ -41,7 +42,7 @@ def main(paths: list[str]) -> None:
     if len(paths) != 1:
         raise UserError(f"One sweep at a time: {' '.join(paths)} was given.")
     console = Console(highlight=False, soft_wrap=True)
-    jobs = load_sweep(paths[0], _SCALE.value, _SET.value)
+    jobs = chosen(load_sweep(paths[0], _SCALE.value, _SET.value), _ONLY.value)
     folder = Path(_OUTPUT.value or f"runs/{Path(paths[0]).stem}-{_SCALE.value}").absolute()
     statuses = read_status(jobs, folder)
     console.print(status_table(statuses, f"{paths[0]}, scale {_SCALE.value}: {folder}"))

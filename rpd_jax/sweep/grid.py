@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import fnmatch
 import importlib.util
 import itertools
 from ast import literal_eval
@@ -100,6 +101,22 @@ def load_sweep(path: str, scale: str, overrides: Sequence[str] = ()) -> list[Job
         dataclasses.replace(job, settings={**job.settings, **settings}) if job.config is not None else job
         for job in jobs
     ]
+
+
+def chosen(jobs: Sequence[Job], patterns: Sequence[str]) -> list[Job]:
+    """The jobs whose names match one of `patterns` (*, ? and [] as in a shell), in their order; all if there are none.
+
+    Raises:
+        UserError: a pattern matches no job.
+    """
+    found: dict[str, Job] = {}
+    for pattern in patterns:
+        matching = {job.name: job for job in jobs if fnmatch.fnmatchcase(job.name, pattern)}
+        if not matching:
+            close = difflib.get_close_matches(pattern, [job.name for job in jobs], n=1, cutoff=0.0)
+            raise UserError(f"--only={pattern} matches no job of the sweep: did you mean {close[0]!r}?")
+        found = found | {name: job for name, job in matching.items() if name not in found}
+    return list(found.values()) if patterns else list(jobs)
 
 
 def job_config(job: Job) -> ConfigDict:

@@ -14,7 +14,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.report.runs import find_runs
 from rpd_jax.run.directory import open_run
 from rpd_jax.run.metrics import MetricsLog
-from rpd_jax.sweep.grid import Job, job_config, load_sweep, training
+from rpd_jax.sweep.grid import Job, chosen, job_config, load_sweep, training
 from rpd_jax.sweep.hours import estimate
 from rpd_jax.sweep.job_process import write_record
 from rpd_jax.sweep.launch import launch_local, launch_slurm
@@ -50,6 +50,18 @@ def test_every_training_job_of_the_paper_has_a_config_that_resolves():
         config = settings.resolve(job_config(job))
         assert (config.total_steps, config.env.num_envs, config.profile) == (30_000_000, 128, "paper")
     assert {job.config for job in jobs} >= {"pick_cube_dense", "roll_ball_sparse", "poke_cube_dense"}
+
+
+def test_only_what_matches_is_taken_in_the_order_of_the_patterns():
+    jobs = load_sweep(PAPER / "refinement.py", "cpu")
+    assert chosen(jobs, []) == jobs
+    names = [job.name for job in chosen(jobs, ["stack*-seed[01]", "*-rpd_mse-seed0"])]
+    assert names[:4] == [
+        f"stack_cube_sparse-{rest}" for rest in ("rpd_mse-seed0", "dagger-seed0", "rpd_mse-seed1", "dagger-seed1")
+    ]
+    assert len(names) == len(set(names)) == 4 + 7
+    with pytest.raises(UserError, match=r"--only=stack_cube-\* matches no job of the sweep: did you mean 'stack_cube_"):
+        chosen(jobs, ["push*", "stack_cube-*"])
 
 
 def test_refinement_and_its_control_share_their_stages():
