@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -51,11 +52,11 @@ class KilledInItsFourthIteration(Trainer):
         return super()._learn(position, clock)
 
 
-def go(trainer, workdir):
+def go(trainer, workdir, quiet=True):
     config = get_config()
     config.update_from_flattened_dict(SMALL)
     with contextlib.ExitStack() as stack:
-        trainer(StagePlan("", settings.resolve(config), workdir), TrainingConsole(quiet=True), stack).run()
+        trainer(StagePlan("", settings.resolve(config), workdir), TrainingConsole(quiet=quiet), stack).run()
 
 
 def iterations(workdir):
@@ -63,12 +64,14 @@ def iterations(workdir):
 
 
 @pytest.mark.slow
-def test_stopped_in_an_evaluation_then_killed(tmp_path):
+def test_stopped_in_an_evaluation_then_killed(tmp_path, capsys):
     with pytest.raises(Interrupted):
         go(StoppedInItsFirstEvaluation, tmp_path)
     assert iterations(tmp_path) == [0], "the row of iteration 1 waits in the checkpoint for its evaluation"
     with pytest.raises(Killed):
         go(KilledInItsFourthIteration, tmp_path)
     assert iterations(tmp_path) == [0, 1, 2]
-    go(Trainer, tmp_path)
+    go(Trainer, tmp_path, quiet=False)
     assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5]
+    counted = re.findall(r"(\d+)/6 ", capsys.readouterr().out)
+    assert counted[0] == "2" and counted[-1] == "6"
