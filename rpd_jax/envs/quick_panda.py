@@ -60,7 +60,9 @@ class QuickPoseController(PDEEPoseController):
 
 
 def make_quick(agent: BaseAgent) -> None:
-    """Takes the quicker ways for an agent of a simulation on the CPU with one environment, where it has them."""
+    """Takes the quicker ways for the agent of a simulation on the CPU with one environment, if it is a Panda."""
+    if not isinstance(agent, Panda):
+        return
     for controller in getattr(agent.controller, "controllers", {}).values():
         config = controller.config
         if type(controller) is PDEEPoseController and (
