@@ -1,5 +1,7 @@
 """Random shifts of frames."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -24,7 +26,10 @@ def random_shift(key: jax.Array, frames: jax.Array, max_shift: int) -> jax.Array
     padded = jnp.pad(frames, padding, mode="edge")
     corners = jax.random.randint(key, (batch, 2), 0, 2 * max_shift + 1)
 
-    def crop(frame, corner):
+    def crop(of_one):
+        frame, corner = of_one
         return jax.lax.dynamic_slice(frame, (corner[0], corner[1], 0), (height, width, channels))
 
-    return jax.vmap(crop)(padded, corners)
+    # All at once XLA writes into one loop with whatever reads the frames, and on a CPU looks each pixel up for itself.
+    one_by_one = partial(jax.lax.map, crop)
+    return jax.lax.platform_dependent((padded, corners), cpu=one_by_one, default=jax.vmap(crop))
