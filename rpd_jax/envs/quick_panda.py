@@ -1,12 +1,13 @@
 """ManiSkill's Panda for one environment on the CPU: the same numbers, bit for bit, in less time.
 
 Half of a step in which nothing is drawn goes into a hundred calls of PyTorch on tensors of three or four numbers
-(`PDEEPoseController.set_action`). The arithmetic here is that of ManiSkill 3.0.1 in the same order, in float32 scalars;
+(`PDEEPoseController.set_action`). The arithmetic here is ManiSkill's in the same order, in float32 scalars;
 where the last bits are the library's own, as in a product of matrices or a square root, the library is asked.
 """
 
 import functools
 
+import mani_skill
 import numpy as np
 import sapien
 import torch
@@ -18,6 +19,8 @@ from mani_skill.utils.structs import Actor
 _Quaternion = tuple[np.float32, np.float32, np.float32, np.float32]  # the real part first
 _Vector = tuple[np.float32, np.float32, np.float32]
 
+# Of ManiSkill, that do what is done here; others are left alone.
+_VERSIONS = ("3.0.1",)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -60,8 +63,8 @@ class QuickPoseController(PDEEPoseController):
 
 
 def make_quick(agent: BaseAgent) -> None:
-    """Takes the quicker ways for the agent of a simulation on the CPU with one environment, if it is a Panda."""
-    if not isinstance(agent, Panda):
+    """Takes the quicker ways for the agent of a simulation on the CPU with one environment, if it is known to us."""
+    if not isinstance(agent, Panda) or mani_skill.__version__ not in _VERSIONS:
         return
     for controller in getattr(agent.controller, "controllers", {}).values():
         config = controller.config
