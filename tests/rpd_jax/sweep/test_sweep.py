@@ -148,7 +148,7 @@ def test_hours_come_from_runs_of_the_same_kind(tmp_path):
 def test_hours_of_runs_of_several_stages_are_those_of_all_of_them(tmp_path):
     from rpd_jax import settings
 
-    (job,) = training(["push_cube_sparse"], ["rpd_mse"], seeds=1, settings={"refine": "state"})
+    (job,) = training(["push_cube_sparse"], ["rpd_mse"], seeds=1, settings={"refine": "state", "total_steps": 16_384})
     run = tmp_path / "run"
     open_run(run, settings.resolve(job_config(job)), TRAINING)
     log = MetricsLog(run, 0)
