@@ -79,6 +79,11 @@ class Program:
         """What one call has to do."""
         return count(self.function, *self.arguments, platform=platform)
 
+    def on_random_arrays(self) -> Callable[[], Any]:
+        """One call of it, on arrays of this machine's device that are made here."""
+        arguments = jax.tree.map(_random, self.arguments, is_leaf=lambda leaf: isinstance(leaf, LearnerState))
+        return functools.partial(self.function, *arguments)
+
 
 def student_programs(config: ConfigDict) -> list[Program]:
     """The programs of the student in an iteration of a resolved config: acting, and an update that no KL ends."""
@@ -203,8 +208,7 @@ def measure(programs: list[Program], repeats: int = 3) -> dict[str, float]:
     """
     found = {}
     for program in programs:
-        arguments = jax.tree.map(_random, program.arguments, is_leaf=lambda leaf: isinstance(leaf, LearnerState))
-        call = functools.partial(program.function, *arguments)
+        call = program.on_random_arrays()
         if program.name == "update" and (code := int(call()[1]["nonfinite"])):
             raise FloatingPointError(f"The measured update ended at a {FINITE_TERMS[code - 1]} that is not finite.")
         seconds = statistics.median(clock for clock, _ in timings(call, repeats))

@@ -157,10 +157,8 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         stack.callback(self.checkpoints.close)
         self.state = self._restore(plan)
-        # A row that the checkpoint holds is written again, also where it was written before a kill.
-        self.logged = self.state.iteration - (self.state.row is not None)
         if processes.is_first():
-            self.log = MetricsLog(workdir, self.logged, config.log.wandb)
+            self.log = MetricsLog(workdir, self.state.logged, config.log.wandb)
             stack.callback(self.log.close)
 
     def run(self) -> dict[str, float | None]:
@@ -193,7 +191,7 @@ class Trainer:
         config, clock = self.config, StageClock()
         position = None  # of the environments; None: they are to be reset
         at_most = self._may_end_early()
-        with self.console.training(self.num_iterations, self.logged, self.batch, at_most) as progress:
+        with self.console.training(self.num_iterations, self.state.logged, self.batch, at_most) as progress:
             while True:
                 if self.state.row is None and not self._ended():
                     position = self._learn(position, clock)

@@ -31,6 +31,11 @@ class TrainingState:
     evaluations: tuple[float, ...] = ()
     came: int = 0
 
+    @property
+    def logged(self) -> int:
+        """Iterations whose metrics were logged: a row that is held still comes, also where it came before a kill."""
+        return self.iteration - (self.row is not None)
+
     def ended(self, until: float, patience: int) -> bool:
         """True if there is nothing more to train for: see `eval.until` and `eval.patience`."""
         if until and self.evaluations and self.evaluations[-1] >= until:

@@ -115,7 +115,7 @@ def chosen(jobs: Sequence[Job], patterns: Sequence[str]) -> list[Job]:
         if not matching:
             close = difflib.get_close_matches(pattern, [job.name for job in jobs], n=1, cutoff=0.0)
             raise UserError(f"--only={pattern} matches no job of the sweep: did you mean {close[0]!r}?")
-        found = found | {name: job for name, job in matching.items() if name not in found}
+        found |= matching
     return list(found.values()) if patterns else list(jobs)
 
 

@@ -1,6 +1,6 @@
 """Processor time of a step in which nothing is drawn, with ManiSkill's Panda and with ours, and that both do the same.
 
-    python tests/benchmarks/quick_panda.py
+    python -m tests.benchmarks.quick_panda
 
 The two are stepped in turns, with the same random actions.
 """
@@ -10,11 +10,11 @@ import time
 import numpy as np
 import torch
 from absl import app, flags
-from mani_skill.agents.controllers import PDEEPoseController
 
 from rpd_jax.envs.camera_task import make_task_env, set_drawing, states
 from rpd_jax.markdown import markdown_table
 from rpd_jax.tasks import TASKS
+from tests.plain_panda import give_back
 
 _STEPS = flags.DEFINE_integer("steps", 400, "Steps of each.")
 _TASKS = flags.DEFINE_list("tasks", sorted(TASKS), "Tasks.")
@@ -26,9 +26,7 @@ def main(_):
     with torch.inference_mode():  # as in a worker
         for env_id in _TASKS.value:
             theirs, ours = (make_task_env(env_id, 16, mesh_detail=0.07) for _ in range(2))
-            agent = theirs.unwrapped.agent
-            agent.controller.controllers["arm"].__class__ = PDEEPoseController
-            del agent.is_grasping
+            give_back(theirs)
             seconds, same = [0.0, 0.0], True
             for env in (theirs, ours):
                 env.reset(seed=0)

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from mani_skill.agents.controllers import PDEEPoseController
 from mani_skill.utils.geometry import rotation_conversions as theirs
 from mani_skill.utils.structs import Pose
 
 from octo_teacher.demos.experts import EXPERTS, read_poses
 from rpd_jax.envs import quick_panda
 from rpd_jax.envs.camera_task import make_task_env, set_drawing, states
+from tests.plain_panda import give_back
 
 ANGLES = hnp.arrays(np.float32, 3, elements=st.floats(-4, 4, width=32))
 POSES = hnp.arrays(np.float32, 7, elements=st.floats(-2, 2, width=32)).filter(lambda pose: np.abs(pose[3:]).max() > 0.1)
@@ -40,8 +40,7 @@ def made(env_id, quick):
     agent = env.unwrapped.agent
     assert type(agent.controller.controllers["arm"]) is quick_panda.QuickPoseController
     if not quick:
-        agent.controller.controllers["arm"].__class__ = PDEEPoseController
-        del agent.is_grasping
+        give_back(env)
     return env
 
 
