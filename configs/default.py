@@ -327,8 +327,8 @@ def _stages() -> dict:
                 "guide": 0.0,
                 "guide_final": 0.0,
             },
-            "eval": {"every": 8, "episodes": 112, "final_episodes": 112, "until": 0.98, "patience": 8},
-            "checkpoint": {"every": 8},
+            "eval": {"every": 12, "episodes": 112, "final_episodes": 112, "until": 0.98, "patience": 6},
+            "checkpoint": {"every": 12},
         },
     }
 
