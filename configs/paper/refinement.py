@@ -1,9 +1,11 @@
-"""What refinement adds to imitation: rpd_mse with refine=state beside dagger, in the same frames, on eight tasks.
+"""What refinement adds to imitation: rpd_mse with refine=state beside dagger, in the same frames.
 
 python -m rpd_jax.sweep configs/paper/refinement.py --scale=cpu
 
-Expect: students of rpd_mse above their teacher and above dagger's where the teacher is mediocre. The published figures
-have no such runs; at the paper's scale it is the same grid with its teachers and five seeds.
+Eight tasks with sparse rewards, and PushCube seen by a camera that the teacher does not know; rpd_mse also with dense
+rewards on the two tasks that the paper holds out (imitation sees no rewards). Expect students of rpd_mse above their
+teacher and above dagger's where the teacher is mediocre. The published figures have no such runs; at the paper's scale
+it is the same grid with its teachers and five seeds.
 """
 
 from rpd_jax.sweep.grid import Job, training
@@ -19,8 +21,12 @@ TASKS = (
     "pull_cube_tool",
     "poke_cube",
 )
+HELD_OUT = TASKS[-2:]
 
 
 def get_sweep(scale: str) -> list[Job]:
-    seeds = 3 if scale == "cpu" else 5
-    return training([f"{task}_sparse" for task in TASKS], ALGORITHMS, seeds, settings={"refine": "state"})
+    seeds, settings = 3 if scale == "cpu" else 5, {"refine": "state"}
+    sparse = [*(f"{task}_sparse" for task in TASKS), "push_cube_camera_shift"]
+    jobs = training(sparse, ALGORITHMS, seeds, settings)
+    jobs += training([f"{task}_dense" for task in HELD_OUT], ["rpd_mse"], seeds, settings)
+    return sorted(jobs, key=lambda job: job.settings["seed"])

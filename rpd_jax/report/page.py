@@ -14,9 +14,9 @@ import numpy as np
 from rpd_jax.acting.episodes import wilson_interval
 from rpd_jax.errors import UserError
 from rpd_jax.markdown import markdown_table
-from rpd_jax.report import figures, statistics
+from rpd_jax.report import figures, refinement, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
-from rpd_jax.report.stage_curves import plot_stages, stages_of
+from rpd_jax.report.stage_curves import plot_several, plot_stages, stages_of
 from rpd_jax.run.whole_file import write_whole
 from rpd_jax.training_run.fields import FREE_FIELDS
 
@@ -70,6 +70,9 @@ def write_report(
         markdown_table(["final success", "student", "95% interval", "teacher", "finished seeds", "minutes"], final),
         markdown_table(["environment steps until a success of", *rates], efficiency),
     ]
+    added, left = refinement.added(panels), refinement.left(panels)
+    if added:
+        tables += [markdown_table(refinement.ADDED, added), markdown_table(refinement.LEFT, left)]
     write_whole(folder / "success.md", "\n\n".join(tables) + "\n")
     fields = differing_fields(runs, (*FREE_FIELDS, "seed"))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
@@ -81,6 +84,8 @@ def write_report(
         unfinished=sum(run.results is None for run in runs),
         panels=[_panel_pictures(panel, folder) for panel in panels],
         final=final,
+        staged=_refinement(panels, folder),
+        refinement=[(refinement.ADDED, added), (refinement.LEFT, left)] if added else [],
         aggregates=[
             (name, f"{values['iqm']:.1%}", _interval(values["low"], values["high"]), values["runs"])
             for name, values in aggregates.items()
@@ -114,9 +119,22 @@ def _panel_pictures(panel: Panel, folder: Path) -> dict[str, str]:
     refined, controls = panel.staged()
     if refined:
         stages = folder / f"stages-{name}.png"
-        plot_stages([*map(stages_of, refined)], panel.title, stages, [*map(stages_of, controls)])
+        plot_stages(_stages(refined), panel.title, stages, _stages(controls))
         pictures["stages"] = _data(stages)
     return pictures
+
+
+def _stages(runs: Sequence[Run]) -> list[dict[str, Path]]:
+    return [stages_of(run.path) for run in runs]
+
+
+def _refinement(panels: Sequence[Panel], folder: Path) -> str:
+    """Draws the runs of several stages of all panels as one picture; its data, or "" if there are fewer than two."""
+    staged = [(panel.title, *map(_stages, panel.staged())) for panel in panels if panel.staged()[0]]
+    if len(staged) < 2:
+        return ""
+    plot_several(staged, folder / "stages.png")
+    return _data(folder / "stages.png")
 
 
 def _aggregates(panels: Sequence[Panel]) -> tuple[dict[str, dict[str, float]], list[str]]:

@@ -112,13 +112,13 @@ class Panel:
     def runs(self) -> list[Run]:
         return [run for series in self.series for run in series.runs]
 
-    def staged(self) -> tuple[list[Path], list[Path]]:
-        """The directories of its runs of several stages: those that were refined, and those of imitation alone."""
+    def staged(self) -> tuple[list[Run], list[Run]]:
+        """Its runs of several stages: those that were refined, and those of imitation alone."""
         refined, alone = [], []
         for run in self.runs:
             if run.has_stages and run.rows:
                 algorithm = ALGORITHMS.get(run.algorithm)  # None: another package's
-                (refined if algorithm is None or algorithm.reinforces else alone).append(run.path)
+                (refined if algorithm is None or algorithm.reinforces else alone).append(run)
         return refined, alone
 
     def teachers(self, name: str) -> dict[str, float]:

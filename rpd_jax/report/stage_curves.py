@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from rpd_jax.report.figures import PALETTE, TEACHER, plt, save
 from rpd_jax.run.records import read_rows, read_teacher
@@ -18,6 +19,7 @@ _WORDS = {
 }
 _COLOURS = dict(zip(_WORDS, PALETTE, strict=False))
 _CONTROL = "0.45"
+_COLUMNS = 4  # of several pictures in one
 
 
 def stages_of(run: Path) -> Stages:
@@ -37,16 +39,37 @@ def plot_stages(runs: Sequence[Stages], title: str, path: Path, controls: Sequen
         path: of the PNG.
         controls: runs of imitation alone, in grey: their student of pixels.
     """
-    figure, axes = plt.subplots(figsize=(5.4, 3.9), layout="constrained")
-    last, shown, teachers = 0.0, set(), []
+    plot_several([(title, runs, controls)], path)
+
+
+def plot_several(pictures: Sequence[tuple[str, Sequence[Stages], Sequence[Stages]]], path: Path) -> None:
+    """Writes several pictures of `plot_stages`, each a title, runs and controls, as one."""
+    columns = min(len(pictures), _COLUMNS)
+    rows = -(-len(pictures) // columns)
+    size = (5.4, 3.9) if len(pictures) == 1 else (3.1 * columns, 2.6 * rows + 0.5)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    lines = {}
+    for axes, (title, runs, controls) in zip(grid.flat, pictures, strict=False):
+        _draw(axes, runs, controls)
+        axes.set_title(title, fontsize="medium")
+        lines |= {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+    for axes in grid.flat[len(pictures) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("success in %")
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    save(figure, path)
+
+
+def _draw(axes: Axes, runs: Sequence[Stages], controls: Sequence[Stages]) -> None:
+    last, teachers = 0.0, []
     for stages, is_control in [*((run, False) for run in runs), *((run, True) for run in controls)]:
         begin = 0.0
         for name, directory in stages.items():
             minutes, success, end = _curve(directory, begin)
-            label = "control: imitation alone, sees pixels" if is_control else _WORDS.get(name, name)
             if len(success) and not (is_control and name != "distil"):
+                label = "control: imitation alone, sees pixels" if is_control else _WORDS.get(name, name)
                 colour = _CONTROL if is_control else _COLOURS.get(name, "black")
-                label, shown = None if label in shown else label, shown | {label}
                 axes.plot(minutes, success, color=colour, marker="o", markersize=4, label=label)
             if begin and len(runs) == 1 and not is_control:
                 axes.axvline(begin, color="0.8", linewidth=1.0)
@@ -57,10 +80,8 @@ def plot_stages(runs: Sequence[Stages], title: str, path: Path, controls: Sequen
             teachers.append(100 * read_teacher(teacher)["success"])
     if teachers:
         axes.axhline(np.mean(teachers), color=TEACHER, linestyle="--", linewidth=1.2, label="teacher")
-    axes.set(title=title, xlabel="minutes", ylabel="success in %", ylim=(-3, 103), xlim=(0, 1.02 * max(last, 1e-3)))
+    axes.set(xlabel="minutes", ylim=(-3, 103), xlim=(0, 1.02 * max(last, 1e-3)))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    save(figure, path)
 
 
 def _curve(directory: Path, begin: float) -> tuple[list[float], list[float], float]:

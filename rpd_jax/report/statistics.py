@@ -42,17 +42,24 @@ def steps_to_success(run: Run, threshold: float) -> float:
 
 
 def final_success(series: Series) -> dict[str, float] | None:
-    """Success over the finished runs of a series: "mean" with 95% bounds "low" and "high"; None if no run has finished.
+    """`pooled_success` of the finished runs of a series."""
+    return pooled_success([run.results["student"] for run in series.runs if run.results is not None])
+
+
+def pooled_success(summaries: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """Success over seeds: "mean" with 95% bounds "low" and "high"; None if there is no seed.
 
     The bounds are the wider ones of two intervals: the percentile bootstrap over seeds, and Wilson's over all episodes,
     since a few seeds that agree do not tell how many more episodes would have differed.
+
+    Args:
+        summaries: "success" and "episodes" of each seed.
     """
-    finished = [run.results["student"] for run in series.runs if run.results is not None]
-    if not finished:
+    if not summaries:
         return None
-    scores = [student["success"] for student in finished]
-    episodes = sum(round(student["episodes"]) for student in finished)
-    successes = sum(round(student["success"] * student["episodes"]) for student in finished)
+    scores = [summary["success"] for summary in summaries]
+    episodes = sum(round(summary["episodes"]) for summary in summaries)
+    successes = sum(round(summary["success"] * summary["episodes"]) for summary in summaries)
     low, high = wilson_interval(successes, episodes)
     if len(scores) > 1:
         over_seeds = bootstrap_interval([scores], np.mean)

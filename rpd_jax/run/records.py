@@ -34,11 +34,21 @@ def read_results(path: Path) -> dict[str, Any]:
     """What results.json says of a finished training.
 
     Raises:
-        UserError: it cannot be read, or lacks the student's success and episodes.
+        UserError: it cannot be read, or lacks the student's success and episodes, or those of a stage, or its steps.
     """
     content = read_object(path, "the run has not finished", _MEND)
-    check_summary(field(content, "student", dict, path, mend=_MEND), f"{path}: student", ("success", "episodes"))
+    _check_student(content, path)
+    stages = field(content, "stages", dict, path, {}, mend=_MEND)
+    for name in stages:
+        stage, where = field(stages, name, dict, f"{path}: stages", mend=_MEND), f"{path}: stages.{name}"
+        _check_student(stage, where)
+        for number, kind in (("steps", int), ("minutes", float)):
+            field(stage, number, kind, where, mend=_MEND)
     return content
+
+
+def _check_student(content: Mapping[str, Any], where: str | Path) -> None:
+    check_summary(field(content, "student", dict, where, mend=_MEND), f"{where}: student", ("success", "episodes"))
 
 
 def read_teacher(path: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rpd_jax import settings
 from rpd_jax.acting.video import write_video
 from rpd_jax.command.line import run_command
 from rpd_jax.errors import UserError
-from rpd_jax.report import statistics
+from rpd_jax.report import refinement, statistics
 from rpd_jax.report.figures import plot_run
 from rpd_jax.report.page import write_report
 from rpd_jax.report.runs import find_runs, group
@@ -208,10 +208,80 @@ def test_steps_and_minutes_of_a_run_are_those_of_all_its_stages(tmp_path):
     assert plain.minutes == pytest.approx(sum(row["time/total"] for row in rows) / 60)
     assert plain.total_steps == 1000 + plain.config["total_steps"] // 100 * 100
     results = json.loads((workdir / "results.json").read_text())
-    results["stages"] = {"label": {"minutes": 2.0}, "refine": {"minutes": 3.5}, "distil": {"minutes": 4.0}}
+    minutes = {"label": 2.0, "refine": 3.5, "distil": 4.0}
+    results["stages"] = {
+        name: {"student": results["student"], "steps": 100, "minutes": value} for name, value in minutes.items()
+    }
     (workdir / "results.json").write_text(json.dumps(results))
     (run,) = find_runs([workdir])
     assert run.minutes == 9.5
+    del results["stages"]["refine"]["steps"]
+    (workdir / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match=r"results.json: stages.refine.*steps.*restore it"):
+        find_runs([workdir])
+
+
+def finish_stages(run, stages, teacher=None):
+    """Writes what a finished run of several stages says: name -> (successes of 10 episodes, steps, minutes)."""
+    path = run / "results.json"
+    results = json.loads(path.read_text())
+    results["stages"] = {
+        name: {"student": {"success": count / 10, "episodes": 10.0}, "steps": steps, "minutes": minutes}
+        for name, (count, steps, minutes) in stages.items()
+    }
+    path.write_text(json.dumps(results))
+    if teacher is not None:
+        (run / "teacher.json").write_text(json.dumps({"success": teacher, "return": teacher, "episodes": 10.0}))
+
+
+def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
+    """Two seeds and a control on one task, one seed on another, of which a run has not finished."""
+    for seed, success in ((0, 0.9), (1, 1.0)):
+        run = make_run(tmp_path / f"refined{seed}", refine="state", seed=seed, success=(0.1, success))
+        stages = {"label": (2, 1000, 1.0), "refine": (10, 20_000, 3.0), "distil": (9 + seed, 3000, 2.0 + 2 * seed)}
+        finish_stages(run, stages, teacher=0.3)
+    control = make_run(tmp_path / "control", "dagger", refine="state", success=(0.2, 0.4))
+    finish_stages(control, {"label": (2, 1000, 1.0), "distil": (4, 3000, 1.5)}, teacher=0.9)
+    other = make_run(tmp_path / "other", "ppo", refine="state", success=(0.0,), env__task="PickCube-v1")
+    finish_stages(other, {"refine": (5, 4000, 1.0), "distil": (0, 500, 0.5)})
+    make_run(tmp_path / "going_on", refine="state", finished=False, env__task="PickCube-v1")
+    panels = group(find_runs([tmp_path]))
+    assert refinement.added(panels) == [
+        # No control was finished, and no teacher measured; 0 of 10 by Wilson.
+        ("PickCube-v1, sparse", "1", "-", "-", "0% (0% to 28%)", "2"),
+        # 6 of 20; 4 of 10; 19 of 20, where the seeds are nearer to each other than episodes are.
+        ("PushCube-v1, sparse", "2", "30% (15% to 52%)", "40% (17% to 69%)", "95% (76% to 100%)", "7, 2"),
+    ]
+    assert refinement.left(panels) == [
+        (
+            "PickCube-v1, sparse, seed 0",
+            "-",
+            "50% (24% to 76%), 4,000 undrawn",
+            "0% (0% to 28%), 500 drawn",
+            "1.0, 0.5",
+        ),
+        (
+            "PushCube-v1, sparse, seed 0",
+            "20% (6% to 51%), 1,000 drawn",
+            "100% (72% to 100%), 20,000 undrawn",
+            "90% (60% to 98%), 3,000 drawn",
+            "1.0, 3.0, 2.0",
+        ),
+        (
+            "PushCube-v1, sparse, seed 1",
+            "20% (6% to 51%), 1,000 drawn",
+            "100% (72% to 100%), 20,000 undrawn",
+            "100% (72% to 100%), 3,000 drawn",
+            "1.0, 3.0, 4.0",
+        ),
+    ]
+    page = write_report(find_runs([tmp_path]), tmp_path / "report").read_text()
+    written = (tmp_path / "report" / "success.md").read_text()
+    for table in (refinement.added(panels), refinement.left(panels)):
+        for cell in (cell for row in table for cell in row):
+            assert f" {cell} |" in written and f"<td>{cell}</td>" in page
+    height, width = imageio.imread(tmp_path / "report" / "stages.png").shape[:2]
+    assert width > 1.5 * height  # both tasks, side by side
 
 
 def test_stages_are_drawn_over_minutes_beside_imitation_alone(tmp_path):
@@ -225,14 +295,15 @@ def test_stages_are_drawn_over_minutes_beside_imitation_alone(tmp_path):
     runs = find_runs([tmp_path / name for name in ("refined0", "refined1", "control", "pixels")])
     (panel,) = group(runs)
     refined, controls = panel.staged()
-    assert refined == [tmp_path / "refined0", tmp_path / "refined1"] and controls == [tmp_path / "control"]
-    assert list(stages_of(refined[0])) == ["label", "refine", "distil"]
-    assert list(stages_of(controls[0])) == ["distil"]
+    assert [run.path.name for run in refined] == ["refined0", "refined1"]
+    assert [run.path.name for run in controls] == ["control"]
+    assert list(stages_of(refined[0].path)) == ["label", "refine", "distil"]
+    assert list(stages_of(controls[0].path)) == ["distil"]
     page = write_report(runs, tmp_path / "report").read_text()
     (picture,) = (tmp_path / "report").glob("stages-*.png")
     assert "stage after stage, PushCube-v1, sparse" in page and picture.stat().st_size > 5000
     # Minutes go on from stage to stage, and evaluations are where their iterations ended.
-    at, success, end = _curve(refined[0] / "refine", 2.0)
+    at, success, end = _curve(refined[0].path / "refine", 2.0)
     seconds = np.cumsum([99.0, 4.0, 4.0])
     np.testing.assert_allclose(at, 2.0 + seconds / 60)
     assert success == [50.0, 90.0, 95.0] and end == at[-1]

@@ -33,7 +33,7 @@ PAPER = ROOT / "configs" / "paper"
         ("fig3", 5 * 5, 5 * 3),
         ("fig4", 6 * 2 * 2 * 5, 2 * 2 * 3),
         ("fig5", 2 * 2 * 2 * 5, 2 * 3),
-        ("refinement", 8 * 2 * 5, 8 * 2 * 3),
+        ("refinement", (9 * 2 + 2) * 5, (9 * 2 + 2) * 3),
     ],
 )
 def test_paper_s_grids(name, paper, cpu):
@@ -59,7 +59,7 @@ def test_only_what_matches_is_taken_in_the_order_of_the_patterns():
     assert names[:4] == [
         f"stack_cube_sparse-{rest}" for rest in ("rpd_mse-seed0", "dagger-seed0", "rpd_mse-seed1", "dagger-seed1")
     ]
-    assert len(names) == len(set(names)) == 4 + 7
+    assert len(names) == len(set(names)) == 4 + 10
     with pytest.raises(UserError, match=r"--only=stack_cube-\* matches no job of the sweep: did you mean 'stack_cube_"):
         chosen(jobs, ["push*", "stack_cube-*"])
 

@@ -1,0 +1,52 @@
+"""Tables of runs of several stages: what refinement added to imitation, and what each stage left."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rpd_jax.report.runs import Panel, Run
+from rpd_jax.report.statistics import pooled_success
+
+ADDED = ("runs", "seeds", "teacher", "control: imitation alone", "student", "minutes of a run, of its control")
+LEFT = ("run", "imitator that sees the state", "expert that sees the state", "student", "minutes of the stages")
+
+
+def added(panels: Sequence[Panel]) -> list[tuple[str, ...]]:
+    """Rows of `ADDED`, for the panels with finished runs of several stages.
+
+    The teacher is the one that these runs measured. Successes are means over the seeds with their 95% intervals.
+    """
+    rows = []
+    for panel in panels:
+        refined, controls = ([run for run in runs if run.results is not None] for runs in panel.staged())
+        if not refined:
+            continue
+        teachers = [run.teacher for run in refined if run.teacher is not None and "episodes" in run.teacher]
+        columns = (teachers, *([run.results["student"] for run in runs] for runs in (controls, refined)))
+        minutes = ", ".join(f"{np.mean([run.minutes for run in runs]):.0f}" for runs in (refined, controls) if runs)
+        rows.append((panel.title, str(len(refined)), *map(_success, columns), minutes))
+    return rows
+
+
+def left(panels: Sequence[Panel]) -> list[tuple[str, ...]]:
+    """Rows of `LEFT`, one for each finished run of several stages that was refined: success, and steps to it."""
+    rows = []
+    for panel in panels:
+        for run in panel.staged()[0]:
+            if run.results is not None and "stages" in run.results:
+                rows.append((f"{panel.title}, seed {run.seed}", *_stage_cells(run)))
+    return rows
+
+
+def _stage_cells(run: Run) -> tuple[str, ...]:
+    stages = run.results["stages"]
+    cells = []
+    for name, drawn in (("label", "drawn"), ("refine", "undrawn"), ("distil", "drawn")):
+        stage = stages.get(name)
+        cells.append(f"{_success([stage['student']])}, {stage['steps']:,} {drawn}" if stage else "-")
+    return *cells, ", ".join(f"{stage['minutes']:.1f}" for stage in stages.values())
+
+
+def _success(summaries: Sequence[Mapping[str, float]]) -> str:
+    found = pooled_success(summaries)
+    return f"{found['mean']:.0%} ({found['low']:.0%} to {found['high']:.0%})" if found else "-"
