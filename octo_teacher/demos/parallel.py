@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from rpd_jax.errors import UserError
 
 # How long a worker waits before it looks whether its parent still lives, seconds.
 _PATIENCE = 5.0
+_FEEDER = "QueueFeederThread"  # multiprocessing's name of it
 
 
 def in_order(
@@ -62,6 +64,19 @@ def in_order(
             process.terminate()
         for process in processes:
             process.join()
+        _end_feeding(numbers)
+
+
+def _end_feeding(numbers) -> None:
+    """Waits for the thread that feeds a queue, though not for ever.
+
+    It holds the last references to two semaphores: ended with the interpreter, it would leave them to a helper of
+    Python's that complains of a leak.
+    """
+    numbers.close()
+    for thread in threading.enumerate():
+        if thread.name == _FEEDER:
+            thread.join(timeout=1.0)
 
 
 def _wait_for(results, processes, check) -> tuple[int, Any]:

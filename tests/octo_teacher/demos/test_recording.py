@@ -209,6 +209,7 @@ def test_a_broken_part_is_recorded_again(tmp_path):
 
 RECORDER = """
 import sys
+import threading
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from octo_teacher.demos.parallel import in_order
@@ -225,7 +226,8 @@ if __name__ == "__main__":
             for episode in in_order(prepare, 0, workers=2, check=check_stop):
                 demos.add(episode)
     except KeyboardInterrupt:
-        sys.exit(130)
+        left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        sys.exit(f"left: {{left}}" if left else 130)
 """
 
 
