@@ -31,6 +31,7 @@ from rpd_jax.learning import sharding
 from rpd_jax.learning.algorithms import find_algorithm
 from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import newest_checkpoint, read_part
+from rpd_jax.training_run.fields import FIRST_STAGES
 
 # The expert's and the imitator's. A critic of its own: its features are not the actor's.
 _SEES_STATE = {
@@ -70,7 +71,7 @@ def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
     if config.refine == "pixels":
         return [StagePlan("", config, workdir)]
     algorithm = find_algorithm(config.algorithm)
-    label, refine = (workdir / name for name in ("label", "refine"))
+    label, refine = (workdir / name for name in FIRST_STAGES)
     stages = []
     if algorithm.distillation:
         stages.append(StagePlan("label", _stage_config(config, "label", _SEES_STATE | {"algorithm": "dagger"}), label))

@@ -17,6 +17,7 @@ from rpd_jax.acting.seeds import episode_seeds
 from rpd_jax.acting.stage import Stage, iteration_keys
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.errors import UserError
+from rpd_jax.first_stages import check_first_stages, take_over
 from rpd_jax.learning.algorithms import find_algorithm
 from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import Checkpoints
@@ -33,13 +34,16 @@ from rpd_jax.training_run.console import TrainingConsole, TrainingProgress
 from rpd_jax.training_run.fields import TRAINING, default_workdir
 
 
-def train(config: ConfigDict, workdir: str | Path | None, config_file: str = "") -> dict[str, float | None]:
+def train(
+    config: ConfigDict, workdir: str | Path | None, config_file: str = "", first_stages: str | Path | None = None
+) -> dict[str, float | None]:
     """Runs, or continues, the training run that `config` describes, to its end.
 
     Args:
         config: as `configs.default.get_config` makes it.
         workdir: the run's directory; made, or resumed if it is of the same config. None: `default_workdir` names it.
         config_file: that the name is made of.
+        first_stages: a run whose first stages are taken as far as they are the same; see `take_over`.
 
     Returns:
         What results.json holds: success of "student" and "teacher" (None where not measured), with 95% bounds.
@@ -53,11 +57,17 @@ def train(config: ConfigDict, workdir: str | Path | None, config_file: str = "")
         paper = config.profiles.paper
         config = settings.resolve(config)
         settings.check_machine(config)
+        if first_stages:
+            check_first_stages(config, Path(first_stages))
         console = TrainingConsole(quiet=not processes.is_first())
         with _held_run(workdir or default_workdir(config_file, config), config, console) as workdir:
             console.settings(config, settings.departures(config, paper), workdir)
             results_path = workdir / "results.json"
             if not results_path.exists():
+                if first_stages:
+                    with processes.together():
+                        if processes.is_first():
+                            take_over(plan(config, workdir), Path(first_stages), console.say)
                 with processes.ending_together():
                     results = _run_stages(plan(config, workdir), config, console)
                 if processes.is_first():

@@ -15,6 +15,7 @@ PACKAGES = ("rpd_jax", "octo_teacher", "openvla_bridge")
 FLOORS = {
     "rpd_jax": (
         ("trainer", "gpu_check", "growth"),
+        ("first_stages",),
         ("stages",),
         ("sweep",),
         ("report", "export", "serve"),

@@ -17,8 +17,11 @@ from rpd_jax import settings
 from rpd_jax.acting.kept_replay import read_replay
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.trained_student import load_student
+from rpd_jax.first_stages import check_first_stages, take_over
 from rpd_jax.run.checkpoints import newest_checkpoint, read_part
+from rpd_jax.run.directory import open_run
 from rpd_jax.stages import plan
+from rpd_jax.training_run.fields import TRAINING
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,8 +116,8 @@ SMALL = {
 }
 
 
-def command(workdir):
-    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
+def command(workdir, *others):
+    flags = [*(f"--config.{name}={value}" for name, value in SMALL.items()), *others]
     arguments = [sys.executable, "train.py", "--config=configs/push_cube_sparse.py", f"--workdir={workdir}", *flags]
     return {"args": arguments, "cwd": ROOT, "text": True}
 
@@ -196,3 +199,68 @@ def test_killed_in_every_stage_it_is_the_same_run(whole, tmp_path):
         newest = [newest_checkpoint(run / place / "checkpoints") for run in (expected, workdir)]
         jax.tree.map(np.testing.assert_array_equal, *(read_part(path / "state", "learner") for path in newest))
         jax.tree.map(np.testing.assert_array_equal, *(read_replay(path, "labels", "count") for path in newest))
+
+
+@pytest.mark.slow
+def test_first_stages_are_taken_from_a_run_where_they_are_the_same(whole, tmp_path):
+    """Another student imitates the same expert."""
+    source, _ = whole
+    others = (f"--first_stages={source}", "--config.ppo.learning_rate=1e-4", "--config.total_steps=16")
+    outcome = subprocess.run(**command(tmp_path / "run", *others), capture_output=True, timeout=900)
+    assert outcome.returncode == 0, outcome.stderr
+    for stage in ("label", "refine"):
+        assert f"Stage {stage} is that of {source / stage}." in " ".join(outcome.stdout.split())
+        assert (tmp_path / "run" / stage / "metrics.jsonl").samefile(source / stage / "metrics.jsonl")
+    results, there = (json.loads((run / "results.json").read_text()) for run in (tmp_path / "run", source))
+    assert [results["stages"][stage] for stage in ("label", "refine")] == [
+        there["stages"][stage] for stage in ("label", "refine")
+    ]
+    assert (results["stages"]["distil"]["steps"], results["teacher"]) == (16, there["teacher"])
+    # They are the new run's own: it can be evaluated, and started again, without the other.
+    assert load_student(tmp_path / "run" / "refine").network.observation == "state"
+    assert subprocess.run(**command(tmp_path / "run", *others[1:]), capture_output=True, timeout=300).returncode == 0
+
+
+def finished(stages, *names):
+    """Run directories of stages that have finished, as far as their configs and names go."""
+    for stage in stages:
+        open_run(stage.directory, stage.config, TRAINING)
+        if stage.name in names:
+            (stage.directory / "results.json").write_text("{}")
+
+
+def test_stages_that_are_not_the_same_are_not_taken(tmp_path):
+    config = resolved()
+    source = tmp_path / "source"
+    finished(plan(config, source)[:-1], "label", "refine")
+
+    def taken(name, **changes):
+        said = []
+        take_over(plan(resolved(**changes), tmp_path / name), source, said.append)
+        return sorted(path.name for path in (tmp_path / name).glob("*")), said
+
+    assert taken("same") == (
+        ["label", "refine"],
+        [f"Stage {name} is that of {source / name}." for name in ("label", "refine")],
+    )
+    places, (of_label, of_refine) = taken("control", **{"algorithm": "rpd_l1"})
+    assert places == ["label"] and of_label == f"Stage label is that of {source / 'label'}."
+    reason = "is of another config (algorithm: 'rpd_mse' there, 'rpd_l1' now)."
+    assert of_refine == f"Stage refine is not taken: {source / 'refine'} {reason}"
+    # A refining stage with the same settings began from other labels: it is another one.
+    places, (of_label,) = taken("other_labels", **{"stages.label.total_steps": 8192})
+    assert places == [] and "total_steps: 16384 there, 8192 now" in of_label
+    # What a run has begun itself stays.
+    finished(plan(config, tmp_path / "own")[:1])
+    assert taken("own") == (["label", "refine"], [f"Stage refine is that of {source / 'refine'}."])
+    assert not (tmp_path / "own" / "label" / "results.json").exists()
+    (source / "refine" / "results.json").unlink()
+    places, (_, of_refine) = taken("going_on")
+    assert places == ["label"] and of_refine == f"Stage refine is not taken: {source / 'refine'} has not finished."
+
+
+def test_runs_without_first_stages_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--first_stages is for runs of several stages: leave it out"):
+        check_first_stages(resolved(refine="pixels", profile="cpu"), tmp_path)
+    with pytest.raises(UserError, match="has no first stages: give the directory of a run with refine=state"):
+        check_first_stages(resolved(), tmp_path)

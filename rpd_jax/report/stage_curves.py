@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from rpd_jax.report.figures import PALETTE, TEACHER, plt, save
 from rpd_jax.run.records import read_rows, read_teacher
+from rpd_jax.training_run.fields import FIRST_STAGES
 
 # Of a run: the name of a stage -> its run directory, in their order.
 Stages = Mapping[str, Path]
@@ -24,7 +25,7 @@ _COLUMNS = 4  # of several pictures in one
 
 def stages_of(run: Path) -> Stages:
     """The stages that a run of `refine=state` has left so far."""
-    earlier = {name: run / name for name in ("label", "refine") if (run / name / "metrics.jsonl").is_file()}
+    earlier = {name: run / name for name in FIRST_STAGES if (run / name / "metrics.jsonl").is_file()}
     return earlier | {"distil": run}
 
 

@@ -52,10 +52,10 @@ def check_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
     workdir = Path(workdir).absolute()
     path = workdir / CONFIG_FILE
     if path.exists():
-        differences = _differences(_read(path), json.loads(config.to_json()), kind)
-        if differences:
+        changes = differences(workdir, config, kind)
+        if changes:
             raise UserError(
-                f"{workdir} is a run of another config ({'; '.join(differences)}): "
+                f"{workdir} is a run of another config ({'; '.join(changes)}): "
                 "choose another --workdir, or give the values it was started with."
             )
     elif workdir.exists() and not workdir.is_dir():
@@ -63,6 +63,19 @@ def check_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
     elif workdir.exists() and any(entry.name not in (LOCK_FILE, *kind.early) for entry in workdir.iterdir()):
         raise UserError(f"{workdir} holds files but no config.json, so it is no run: choose another --workdir.")
     return workdir
+
+
+def differences(workdir: Path, config: ConfigDict, kind: RunKind) -> list[str]:
+    """Where a resolved config is not that of the run in `workdir`, each "name: value there, value now".
+
+    Raises:
+        UserError: there is no config.json that can be read.
+    """
+    old = flatten_dict(_read(workdir / CONFIG_FILE), sep=".")
+    new = flatten_dict(json.loads(config.to_json()), sep=".")
+    names = sorted(name for name in old.keys() | new.keys() if not kind.is_free(name))
+    values = [(name, *(config.get(name, kind.added.get(name)) for config in (old, new))) for name in names]
+    return [f"{name}: {there!r} there, {now!r} now" for name, there, now in values if there != now]
 
 
 def open_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
@@ -105,10 +118,3 @@ def read_run_config(workdir: str | Path, kind: RunKind) -> ConfigDict:
 
 def _read(path: Path) -> dict:
     return read_object(path, "there is no run", "restore it or choose another --workdir")
-
-
-def _differences(old: Mapping, new: Mapping, kind: RunKind) -> list[str]:
-    old, new = flatten_dict(old, sep="."), flatten_dict(new, sep=".")
-    names = sorted(name for name in old.keys() | new.keys() if not kind.is_free(name))
-    values = [(name, *(config.get(name, kind.added.get(name)) for config in (old, new))) for name in names]
-    return [f"{name}: {there!r} there, {now!r} now" for name, there, now in values if there != now]

@@ -30,6 +30,7 @@ class Job:
         folder_flag: that one.
         config: configs/<config>.py of a training job, else None.
         settings: "part.field" -> value that a training job sets.
+        like: names of the jobs that differ from a training job in the algorithm only.
     """
 
     name: str
@@ -38,11 +39,17 @@ class Job:
     folder_flag: str
     config: str | None = None
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    like: tuple[str, ...] = ()
 
     def command(self, folder: Path) -> list[str]:
-        """Arguments for the Python interpreter; `folder` is the sweep's."""
+        """Arguments for the Python interpreter, at this moment; `folder` is the sweep's.
+
+        The teacher's labels are asked for once: a run with refine=state takes the first stage of one that has them.
+        """
         settings = [f"--config.{name}={value}" for name, value in self.settings.items()]
-        return [*self.program, *self.flags, *settings, f"--{self.folder_flag}={folder / self.name}"]
+        labelled = (folder / name for name in self.like if (folder / name / "label" / "results.json").is_file())
+        taken = [f"--first_stages={run}" for run in labelled][:1]
+        return [*self.program, *self.flags, *settings, *taken, f"--{self.folder_flag}={folder / self.name}"]
 
 
 def training(
@@ -50,13 +57,15 @@ def training(
 ) -> list[Job]:
     """Training runs: every config of configs/ by its name, with every algorithm and seeds 0 ... seeds − 1.
 
-    All of one seed come before those of the next, so that what is finished can be compared at any time.
+    All of one seed come before those of the next, so that what is finished can be compared at any time, and all of an
+    algorithm before those of the next, so that these find the teacher's labels.
     """
     jobs = []
-    for seed, name, algorithm in itertools.product(range(seeds), names, algorithms):
+    for seed, algorithm, name in itertools.product(range(seeds), algorithms, names):
         all_settings = {**(settings or {}), "algorithm": algorithm, "seed": seed}
+        like = tuple(f"{name}-{other}-seed{seed}" for other in algorithms if other != algorithm)
         flags = (f"--config=configs/{name}.py",)
-        jobs.append(Job(f"{name}-{algorithm}-seed{seed}", ("train.py",), flags, "workdir", name, all_settings))
+        jobs.append(Job(f"{name}-{algorithm}-seed{seed}", ("train.py",), flags, "workdir", name, all_settings, like))
     return jobs
 
 

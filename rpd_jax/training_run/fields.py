@@ -8,6 +8,8 @@ from rpd_jax.run import directory
 from rpd_jax.run.directory import RunKind
 
 STAGES = ("simulate+render", "label", "update", "evaluate", "checkpoint", "rest")
+# Of a run with refine=state, each a folder of it; its last stage is the run itself.
+FIRST_STAGES = ("label", "refine")
 FREE_FIELDS = ("env.workers", "env.step_timeout", "checkpoint.keep", "checkpoint.keep_best", "eval.video_episodes")
 FREE_FIELDS += ("log.wandb",)
 FREE_FIELDS += ("teacher.python", "teacher.devices", "teacher.start_timeout", "teacher.request_timeout")

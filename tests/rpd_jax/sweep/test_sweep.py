@@ -76,6 +76,20 @@ def test_refinement_and_its_control_share_their_stages():
     assert all(config == configs[0] for config in configs)
 
 
+def test_a_run_takes_the_first_stages_of_one_that_has_them(tmp_path):
+    """The control finds what the teacher labelled for the other algorithm, on the same task and seed."""
+    jobs = load_sweep(PAPER / "refinement.py", "cpu")
+    refined, control = chosen(jobs, ["pick_cube_sparse-*-seed1"])
+    assert [job.settings["algorithm"] for job in (refined, control)] == ["rpd_mse", "dagger"]
+    assert jobs.index(control) > jobs.index(refined) + 1  # which has labelled by then, also where two run at a time
+    (tmp_path / refined.name / "label").mkdir(parents=True)
+    assert not any("first_stages" in flag for flag in control.command(tmp_path))
+    (tmp_path / refined.name / "label" / "results.json").write_text("{}")
+    assert f"--first_stages={tmp_path / refined.name}" in control.command(tmp_path)
+    for job in jobs:
+        assert job is control or not any("first_stages" in flag for flag in job.command(tmp_path))
+
+
 def test_settings_reach_the_command_and_mistakes_name_the_nearest_field(tmp_path):
     (job, *_) = load_sweep(PAPER / "fig3.py", "cpu", ["total_steps=4096", "env.restart_workers=true"])
     command = job.command(tmp_path)
@@ -158,7 +172,8 @@ def test_hours_of_runs_of_several_stages_are_those_of_all_of_them(tmp_path):
     # While it runs, nobody knows what its earlier stages took.
     assert estimate([job], find_runs([run])).unknown == [job]
     summary = {"success": 1.0, "success_low": 0.9, "success_high": 1.0, "episodes": 112.0}
-    stages = {name: {"minutes": minutes} for name, minutes in (("label", 4.0), ("refine", 10.0), ("distil", 7.0))}
+    minutes = {"label": 4.0, "refine": 10.0, "distil": 7.0}
+    stages = {name: {"student": summary, "steps": 1024, "minutes": value} for name, value in minutes.items()}
     (run / "results.json").write_text(json.dumps({"student": summary, "minutes": 7.0, "stages": stages}))
     # 16,384 steps are 16 iterations.
     assert estimate([job], find_runs([run])).hours == pytest.approx((16 * 30 + 14 * 60) / 3600)
