@@ -15,7 +15,7 @@ _SEVERAL_WAYS = ("LiftPegUpright-v1", "PullCubeTool-v1", "StackCube-v1")
 def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> ConfigDict:
     """Returns the settings for one task and reward mode ("sparse" or "normalized_dense")."""
     c = ConfigDict()
-    c.algorithm = "rpd_mse"  # rpd_mse | rpd_l1 | rpd_bc | ppd | ppo | dagger
+    c.algorithm = "rpd_mse"  # rpd_mse | rpd_l1 | rpd_bc | ppd | ppo | dagger | dagger_ppd
     # pixels: PPO in pixels, as in the paper | state: refine an expert that sees the simulator's state, then imitate it
     # auto: state without a CUDA device, if the profile is left to us and the student sees frames; else pixels
     c.refine = "auto"

@@ -272,18 +272,14 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         "none: set it to 0.",
     ),
     (
-        lambda c: c.refine == "state" and find_algorithm(c.algorithm).reads_spread,
-        "refine='state' keeps one label of each frame, and algorithm={c.algorithm} reads the spread of several: choose "
-        "another algorithm, or refine=pixels.",
-    ),
-    (
         lambda c: c.refine == "state" and c.student.image_size != c.env.image_size,
         "refine='state' keeps frames as they are drawn: set student.image_size and env.image_size alike.",
     ),
     (
-        lambda c: c.algorithm == "ppd" and c.distill.std_floor == 0 and _repeats_itself(c),
-        "distill.std_floor=0 makes the loss of ppd infinite where all samples of a frame are the same: raise it, or "
-        "draw different ones (distill.num_samples of 2 or more, and with OpenVLA a teacher.temperature above 0).",
+        lambda c: find_algorithm(c.algorithm).reads_spread and c.distill.std_floor == 0 and _repeats_itself(c),
+        "distill.std_floor=0 makes the loss of {c.algorithm} infinite where all samples of a frame are the same: raise "
+        "it, or draw different ones (distill.num_samples of 2 or more, and with OpenVLA a teacher.temperature above "
+        "0).",
     ),
 )
 
@@ -366,7 +362,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 def _refines_on_state(config: ConfigDict, profiles: dict) -> bool:
     """Whether a run that leaves it to us has three stages: it can, and there is no GPU for the paper's way."""
-    known = config.algorithm in algorithm_names()  # others are refused later, by name
     ours = profiles.get("refine", {})
     sizes = (config[part].image_size or ours.get(part, {}).get("image_size") for part in ("env", "student"))
     return (
@@ -374,7 +369,6 @@ def _refines_on_state(config: ConfigDict, profiles: dict) -> bool:
         and not has_cuda()
         and jax.process_count() == 1
         and config.student.observation in ("rgb", "rgb+state")
-        and not (known and find_algorithm(config.algorithm).reads_spread)
         and len(set(sizes)) == 1
     )
 

@@ -28,7 +28,7 @@ from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.command.checks import get
 from rpd_jax.command.wrong_flags import fields
 from rpd_jax.learning import sharding
-from rpd_jax.learning.algorithms import find_algorithm
+from rpd_jax.learning.algorithms import IMITATION, find_algorithm
 from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import newest_checkpoint, read_part
 from rpd_jax.training_run.fields import FIRST_STAGES
@@ -73,9 +73,10 @@ def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
     algorithm = find_algorithm(config.algorithm)
     label, refine = (workdir / name for name in FIRST_STAGES)
     stages = []
+    imitation = {"algorithm": IMITATION[algorithm.reads_spread]}
     if algorithm.distillation:
-        stages.append(StagePlan("label", _stage_config(config, "label", _SEES_STATE | {"algorithm": "dagger"}), label))
-    distil = {"algorithm": "dagger", "refine": "pixels"}
+        stages.append(StagePlan("label", _stage_config(config, "label", _SEES_STATE | imitation), label))
+    distil = {"refine": "pixels"}
     if algorithm.reinforces:
         imitator = label if algorithm.distillation else None
         stages.append(
@@ -87,6 +88,7 @@ def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
                 asks_teacher=False,
             )
         )
+        distil["algorithm"] = "dagger"
         distil |= {"teacher.name": "student", "teacher.checkpoint": str(refine), "teacher.eval_episodes": 0}
     labelled = label if algorithm.distillation else None
     last = _stage_config(config, None, distil)

@@ -35,7 +35,7 @@ def resolved(**changes):
 
 def test_stages_follow_from_the_algorithm(tmp_path):
     names = {}
-    for algorithm in ("rpd_mse", "dagger", "ppo"):
+    for algorithm in ("rpd_mse", "dagger", "ppo", "ppd", "dagger_ppd"):
         stages = plan(resolved(algorithm=algorithm), tmp_path)
         names[algorithm] = [(stage.name, stage.config.algorithm, stage.config.teacher.name) for stage in stages]
         assert stages[-1].directory == tmp_path
@@ -47,6 +47,9 @@ def test_stages_follow_from_the_algorithm(tmp_path):
     # The control sees the same frames and imitates the VLA in all of them.
     assert names["dagger"] == [("label", "dagger", "octo"), ("distil", "dagger", "octo")]
     assert names["ppo"] == [("refine", "ppo", "octo"), distil]
+    # Where the spread of the labels is read, several of them are kept.
+    assert names["ppd"] == [("label", "dagger_ppd", "octo"), ("refine", "ppd", "octo"), distil]
+    assert names["dagger_ppd"] == [("label", "dagger_ppd", "octo"), ("distil", "dagger_ppd", "octo")]
     label, refine, _ = plan(resolved(**{"stages.refine.ppo.gamma": 0.9}), tmp_path)
     assert refine.config.ppo.gamma == 0.9 and label.config.ppo.gamma == 0.99
     assert [stage.asks_teacher for stage in (label, refine)] == [True, False]
@@ -62,7 +65,6 @@ def test_stages_follow_from_the_algorithm(tmp_path):
             "refine='state' has values for its stages in profile='refine', and profile='cpu' has none",
         ),
         ({"student.observation": "state"}, "refine='state' ends with a student that sees frames"),
-        ({"algorithm": "ppd"}, "algorithm=ppd reads the spread"),
         ({"env.image_size": 64}, "keeps frames as they are drawn"),
         ({"refine": "pixels", "stages.label.total_steps": 4096}, "stages.label.total_steps is a setting of refine"),
         ({"stages.refine.ppo.gamma": 1.5}, "stages.refine.ppo.gamma=1.5 must be"),
@@ -199,6 +201,27 @@ def test_killed_in_every_stage_it_is_the_same_run(whole, tmp_path):
         newest = [newest_checkpoint(run / place / "checkpoints") for run in (expected, workdir)]
         jax.tree.map(np.testing.assert_array_equal, *(read_part(path / "state", "learner") for path in newest))
         jax.tree.map(np.testing.assert_array_equal, *(read_replay(path, "labels", "count") for path in newest))
+
+
+@pytest.mark.slow
+def test_ppd_keeps_several_labels_of_a_frame_for_its_refinement(tmp_path):
+    short = {"total_steps": 16, "stages.label.total_steps": 16, "stages.refine.total_steps": 16}
+    others = {"algorithm": "ppd", "distill.num_samples": 3, "eval.video_episodes": 0, "teacher.eval_episodes": 0}
+    others |= short | {"stages.refine.ppo.critic_first": 0}
+    flags = [f"--config.{name}={value}" for name, value in others.items()]
+    outcome = subprocess.run(**command(tmp_path / "run", *flags), capture_output=True, timeout=900)
+    assert outcome.returncode == 0, outcome.stderr
+    kept = [
+        np.asarray(read_replay(newest_checkpoint(tmp_path / "run" / stage / "checkpoints"), "labels")["labels"])
+        for stage in ("label", "refine", "")
+    ]
+    assert [labels.shape[1:] for labels in kept] == [(3, 7), (3, 7), (1, 7)]
+    np.testing.assert_array_equal(kept[1], kept[0])
+    assert kept[0][:16].std(axis=1).max() > 0.01
+    (row,) = rows(tmp_path / "run" / "refine")
+    assert row["train/replay_loss"] > 0 and row["train/distill_coef"] > 0
+    (row,) = rows(tmp_path / "run" / "label")
+    assert row["train/distill_loss"] > 1 and row["train/pg_loss"] == 0
 
 
 @pytest.mark.slow

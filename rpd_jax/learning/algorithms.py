@@ -14,6 +14,8 @@ from rpd_jax.learning import losses
 GROUP = "rpd_jax.algorithms"
 # What several samples of a frame become where an algorithm reads one label: their mean, or the one nearest to it.
 LABELS = ("mean", "nearest")
+# Imitation alone, of one label of each frame or of the spread of several.
+IMITATION = {False: "dagger", True: "dagger_ppd"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ ALGORITHMS = {
     # imitation of the teacher's labels for the frames that the student itself meets.
     "ppo": Algorithm(None, num_samples=0),
     "dagger": _ours("mse", reinforces=False),
+    # The same for ppd: its divergence alone.
+    "dagger_ppd": _ours("ppd", reads_spread=True, reinforces=False),
 }
 
 

@@ -202,8 +202,8 @@ def test_sparse_rewards_discount_less():
         ({"profile": "cpu"}, "pixels", "cpu"),
         ({"profile": "paper"}, "pixels", "paper"),
         ({"profile": "refine"}, "state", "refine"),
+        ({"algorithm": "ppd"}, "state", "refine"),
         # What three stages cannot do.
-        ({"algorithm": "ppd"}, "pixels", "cpu"),
         ({"student.observation": "state"}, "pixels", "cpu_state"),
         ({"env.image_size": 256}, "pixels", "cpu"),
     ],
