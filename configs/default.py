@@ -131,6 +131,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     # training (or a stage of it) ends before total_steps when an evaluation's success reaches it; 0: never
     c.eval.until = config_dict.placeholder(float)
     c.eval.patience = 0  # it ends when so many evaluations in a row are no better than one before; 0: never
+    c.eval.leave_best = False  # the student is that of the best evaluation, not of the last iteration
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = config_dict.placeholder(int)  # iterations
@@ -327,8 +328,15 @@ def _stages() -> dict:
                 "guide": 0.0,
                 "guide_final": 0.0,
             },
-            "eval": {"every": 12, "episodes": 112, "final_episodes": 112, "until": 0.98, "patience": 6},
-            "checkpoint": {"every": 12},
+            "eval": {
+                "every": 12,
+                "episodes": 112,
+                "final_episodes": 112,
+                "until": 0.98,
+                "patience": 6,
+                "leave_best": True,
+            },
+            "checkpoint": {"every": 12, "keep_best": 1},
         },
     }
 

@@ -152,6 +152,7 @@ SETTINGS: dict[str, Check] = {
     "eval.video_episodes": whole(0, 1000),
     "eval.until": number(0, 1),
     "eval.patience": whole(0, 10**6),
+    "eval.leave_best": flag(),
     "checkpoint.every": whole(1, 10**9),
     "checkpoint.keep": whole(1, 10**6),
     "checkpoint.keep_best": whole(0, 10**6),
@@ -270,6 +271,11 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.student.state_coef > 0 and not _sees_frames(c),
         "student.state_coef={c.student.state_coef} guesses the state from frames, and student.observation='state' sees "
         "none: set it to 0.",
+    ),
+    (
+        lambda c: c.eval.leave_best and not (c.checkpoint.keep_best and c.eval.every % c.checkpoint.every == 0),
+        "eval.leave_best takes parameters from the checkpoint of an evaluation: let checkpoint.every divide "
+        "eval.every, and keep one of the best (checkpoint.keep_best=1).",
     ),
     (
         lambda c: c.refine == "state" and c.student.image_size != c.env.image_size,

@@ -213,6 +213,8 @@ class Trainer:
                     position = None
                 last = self._ended()
                 if last:
+                    if config.eval.leave_best:
+                        self.state = self.state.with_best(self.checkpoints, config.eval.every)
                     result, success = self._evaluate(True, clock)
                 if self.state.row is not None:
                     self._log(result, clock, progress)

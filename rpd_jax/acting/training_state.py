@@ -8,7 +8,7 @@ import jax
 from rpd_jax.acting.kept_replay import kept, refilled
 from rpd_jax.learning.learner import LearnerState
 from rpd_jax.learning.replay import Replay
-from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
+from rpd_jax.run.checkpoints import CheckpointError, Checkpoints, read_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class TrainingState:
         iteration: iterations done.
         row: metrics of the last of them, while they are not logged.
         evaluations: success in each evaluation so far.
+        took_best: the parameters are no longer those of the last iteration, see `with_best`.
     """
 
     learner: LearnerState
@@ -30,6 +31,7 @@ class TrainingState:
     row: dict[str, float] | None = None
     evaluations: tuple[float, ...] = ()
     came: int = 0
+    took_best: bool = False
 
     @property
     def logged(self) -> int:
@@ -42,6 +44,27 @@ class TrainingState:
             return True
         before, recent = self.evaluations[:-patience], self.evaluations[-patience:]
         return bool(patience and before) and max(recent) <= max(before)
+
+    def with_best(self, checkpoints: Checkpoints, every: int) -> "TrainingState":
+        """With the parameters that were best in an evaluation, where a checkpoint has them; to be called at the end.
+
+        Args:
+            checkpoints: the run's.
+            every: iterations between evaluations.
+
+        Raises:
+            UserError: the checkpoint cannot be read.
+        """
+        if self.took_best or not self.evaluations:
+            return self
+        most, saved = max(self.evaluations), checkpoints.saved
+        best = [every * number for number, success in enumerate(self.evaluations, start=1) if success == most]
+        learner, kept = self.learner, [iteration for iteration in best if iteration in saved]
+        if self.iteration not in best and kept:
+            params = read_part(checkpoints.directory / str(kept[-1]) / "state", "learner", "params")
+            places = jax.tree.map(lambda leaf: leaf.sharding, learner.params)
+            learner = learner.replace(params=jax.device_put(params, places))
+        return dataclasses.replace(self, learner=learner, took_best=True)
 
     def save(self, checkpoints: Checkpoints, step: int, success: float | None = None) -> None:
         """Writes the checkpoint of this iteration; all processes of a run together.
@@ -57,7 +80,7 @@ class TrainingState:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves((self.learner, self.replay))):
             raise CheckpointError(f"The replay was lost when memory ran out: the same command {checkpoints.continues}.")
         progress = {"step": step, "row": self.row, "devices": jax.device_count()}
-        progress["evaluations"] = list(self.evaluations)
+        progress |= {"evaluations": list(self.evaluations), "took_best": self.took_best}
         rows = None
         if self.replay is not None:
             progress["replay"], rows = kept(self.replay, self.came)
@@ -81,7 +104,8 @@ class TrainingState:
         iteration, tree, progress = checkpoints.restore({"learner": self.learner} | inside)
         replay, came = self._restored_replay(tree, progress, checkpoints, say)
         evaluations = tuple(progress.get("evaluations", ()))
-        return TrainingState(tree["learner"], replay, iteration, progress.get("row"), evaluations, came)
+        row, took_best = progress.get("row"), progress.get("took_best", False)
+        return TrainingState(tree["learner"], replay, iteration, row, evaluations, came, took_best)
 
     def _restored_replay(
         self, tree: dict, progress: dict, checkpoints: Checkpoints, say: Callable[[str], None]

@@ -46,7 +46,7 @@ class Checkpoints:
             progress_item: what the progress is called inside a checkpoint.
         """
         self._progress_item = progress_item
-        self._directory = Path(directory).absolute()
+        self.directory = Path(directory).absolute()
         policies = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
@@ -61,14 +61,19 @@ class Checkpoints:
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
-        self._row_files = RowFiles(self._directory / ROWS)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._row_files = RowFiles(self.directory / ROWS)
         self._spans: list[Span] = []  # of the rows of the newest checkpoint, where they are this run's
 
     @property
     def latest(self) -> int | None:
         """The newest complete checkpoint's iteration, or None."""
         return self._manager.latest_step()
+
+    @property
+    def saved(self) -> list[int]:
+        """The iterations that there are complete checkpoints of."""
+        return list(self._manager.all_steps())
 
     def save(
         self,
@@ -106,10 +111,10 @@ class Checkpoints:
             cause = no_room(error) or (error.strerror if isinstance(error, OSError) else None)
             if cause is None:
                 raise
-            shutil.rmtree(f"{self._directory / str(iteration)}.orbax-checkpoint-tmp", ignore_errors=True)
+            shutil.rmtree(f"{self.directory / str(iteration)}.orbax-checkpoint-tmp", ignore_errors=True)
             self._remove_unneeded_rows()
             raise CheckpointError(
-                f"Could not save checkpoint {iteration} in {self._directory} ({cause}): make room on the disk and run "
+                f"Could not save checkpoint {iteration} in {self.directory} ({cause}): make room on the disk and run "
                 f"the same command again; it {self.continues}."
             ) from error
         self._spans = spans
@@ -172,7 +177,7 @@ class Checkpoints:
         return bool(spans_of(self.progress() or {})) and not self._row_files.directory.exists()
 
     def _read_progress(self, iteration: int) -> dict[str, Any]:
-        return _read_json(self._directory / str(iteration) / self._progress_item)
+        return _read_json(self.directory / str(iteration) / self._progress_item)
 
     @contextlib.contextmanager
     def _told_if_damaged(self, mend: str = "") -> Iterator[None]:
@@ -181,7 +186,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
-                f"Checkpoint {self._directory / str(self.latest)} cannot be read ({_reason(error)}): "
+                f"Checkpoint {self.directory / str(self.latest)} cannot be read ({_reason(error)}): "
                 f"remove that folder to continue from the one before{mend}."
             ) from error
 
@@ -196,8 +201,8 @@ class Checkpoints:
     def _check_room(self, arrays: Any) -> None:
         """Raises OSError where arrays do not fit onto the disk: Orbax would leave threads that complain."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-        if shutil.disk_usage(self._directory).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
+        if shutil.disk_usage(self.directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -31,6 +31,7 @@ _ADDED_FIELDS = {
     "distill.guide_final": 0.0,
     "eval.until": 0.0,
     "eval.patience": 0,
+    "eval.leave_best": False,
     "refine": "pixels",
     "teacher.temperature": 0.0,
     "teacher.batch_size": 32,

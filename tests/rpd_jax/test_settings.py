@@ -87,6 +87,7 @@ BAD = {
     "distill.guide_final": [-0.1, 1.5, "all"],
     "eval.until": [-0.1, 1.1, NAN],
     "eval.patience": [-1, 1.5, None],
+    "eval.leave_best": [1, "best"],
     "ppo.rollout_steps": [0, -64, 10**12, "64"],
     "ppo.update_epochs": [0, -1, 10**6, 1.0],
     "ppo.num_minibatches": [0, -8, 1000, 10**9],
@@ -279,6 +280,11 @@ def test_the_last_values_that_work_are_taken(path, value):
         (
             {"refine": "pixels", "distill.anneal_steps": 0},
             "distill.schedule='cosine' needs distill.anneal_steps of at least 1",
+        ),
+        ({"eval.leave_best": True}, "eval.leave_best takes parameters from the checkpoint of an evaluation"),
+        (
+            {"eval.leave_best": True, "checkpoint.keep_best": 1, "checkpoint.every": 4},
+            "let checkpoint.every divide eval.every, and keep one of the best",
         ),
         ({"teacher.name": "openpi"}, "teacher.address='' names no policy server"),
         (

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from rpd_jax.acting.training_state import TrainingState
+from rpd_jax.learning.learner import LearnerState
 from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 
@@ -42,3 +43,38 @@ def test_evaluations_so_far_are_part_of_a_checkpoint(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         state.save(checkpoints, step=8)
         assert TrainingState({"weight": jnp.zeros(3)}, None).restored(checkpoints, print).evaluations == (0.25, 0.5)
+
+
+def state_of(number, iteration, evaluations, **others):
+    """A state whose parameters are `number`."""
+    learner = LearnerState({"weight": jnp.full(3, number)}, {"moment": jnp.zeros(3)}, *jnp.zeros((2,), jnp.int32))
+    return TrainingState(learner, None, iteration, evaluations=evaluations, **others)
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "taken"),
+    [
+        ((0.1, 0.8, 0.3, 0.2), 4.0),  # of the second evaluation, after iteration 4
+        ((0.1, 0.3, 0.2, 0.8), 8.0),  # of the last one
+        ((0.5, 0.1, 0.5, 0.2), 6.0),  # as good twice: the later one
+    ],
+)
+def test_the_best_parameters_are_left_and_stay_after_another_start(tmp_path, evaluations, taken):
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        for number in range(1, len(evaluations) + 1):
+            state = state_of(float(2 * number), 2 * number, evaluations[:number])
+            if number < len(evaluations):
+                state.save(checkpoints, step=number, success=evaluations[number - 1])
+        best = state.with_best(checkpoints, every=2)
+        assert best.learner.params["weight"].tolist() == [taken] * 3
+        best.save(checkpoints, step=9, success=0.9)  # in other episodes
+        again = state_of(0.0, 0, ()).restored(checkpoints, print)
+        assert again.iteration == 8 and again.with_best(checkpoints, 2) is again
+        assert again.learner.params["weight"].tolist() == [taken] * 3
+
+
+def test_without_a_checkpoint_of_the_best_the_last_parameters_stay(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        state_of(4.0, 4, (0.8, 0.3)).save(checkpoints, step=4, success=0.3)
+        assert state_of(5.0, 5, (0.8, 0.3)).with_best(checkpoints, 2).learner.params["weight"].tolist() == [5.0] * 3
+        assert state_of(5.0, 5, ()).with_best(checkpoints, 2).learner.params["weight"].tolist() == [5.0] * 3
