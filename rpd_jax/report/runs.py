@@ -139,7 +139,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     runs: dict[Path, Run] = {}
     for path in map(Path, paths):
-        places = [path] if _is_run(path) else sorted(filter(_is_run, [*path.glob("*"), *path.glob("*/*")]))
+        places = _runs_in(path, levels=2)
         if not places:
             raise UserError(
                 f"{path} holds no run (config.json and metrics.jsonl): give directories that train.py made."
@@ -147,6 +147,14 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
         for place in places:
             runs[place.resolve()] = _read_run(place)
     return list(runs.values())
+
+
+def _runs_in(path: Path, levels: int) -> list[Path]:
+    """`path` if it is a run, whose stages are parts of it, else the runs so many levels below."""
+    if _is_run(path):
+        return [path]
+    below = sorted(path.glob("*")) if levels else ()
+    return [run for place in below for run in _runs_in(place, levels - 1)]
 
 
 def group(runs: Sequence[Run]) -> list[Panel]:
