@@ -1,7 +1,9 @@
-"""The one error type for what a user can cause and mend, and how a full disk and exhausted memory are known."""
+"""The one error type for what a user can cause and mend, and what its sentences need to know."""
 
+import difflib
 import errno
 import os
+from collections.abc import Iterable
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SAID_BY_LIBRARIES = {"errno = 28": errno.ENOSPC, "ENOSPC": errno.ENOSPC} | {os.strerror(n): n for n in _NO_ROOM}
@@ -23,6 +25,11 @@ class UserError(Exception):
     def __init__(self, message: str, details: str = ""):
         super().__init__(message)
         self.details = details
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The one of `words` that a mistyped one was probably meant to be."""
+    return difflib.get_close_matches(word, list(words), n=1, cutoff=0.0)[0]
 
 
 def out_of_memory(error: BaseException) -> bool:

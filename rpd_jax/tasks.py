@@ -1,10 +1,9 @@
 """The eight ManiSkill tasks of the paper (Table I): the only place that names their instructions and limits."""
 
 import dataclasses
-import difflib
 
 from rpd_jax import registry
-from rpd_jax.errors import UserError
+from rpd_jax.errors import UserError, nearest
 
 GROUP = "rpd_jax.tasks"
 
@@ -82,8 +81,8 @@ def find_task(env_id: str, asked_by: str = "env.task") -> Task:
         return TASKS[env_id]
     names = task_names()
     if env_id not in names:
-        nearest = difflib.get_close_matches(env_id, names, n=1, cutoff=0.0)[0]
-        raise UserError(f"{asked_by}={env_id!r} is not one of the tasks {', '.join(names)}: did you mean {nearest!r}?")
+        meant = nearest(env_id, names)
+        raise UserError(f"{asked_by}={env_id!r} is not one of the tasks {', '.join(names)}: did you mean {meant!r}?")
     task = registry.load(GROUP, env_id, Task)
     if task.env_id != env_id:
         raise UserError(

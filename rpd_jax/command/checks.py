@@ -1,7 +1,6 @@
 """What a setting may be: a check for each field of a config, and the sentence that refuses a value. Imports no JAX."""
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rpd_jax.command.wrong_flags import fields, shortened
-from rpd_jax.errors import UserError
+from rpd_jax.errors import UserError, nearest
 
 _LONGEST_TEXT = 4096  # of a path on Linux
 
@@ -109,12 +108,11 @@ def one_of(*allowed: str) -> Check:
     """One of several words."""
     names = ", ".join(allowed)
 
-    def nearest(value: str) -> str:
-        close = difflib.get_close_matches(shortened(value), allowed, n=1, cutoff=0.0)[0]
-        return f"is not one of {names}: did you mean {close!r}?"
+    def refusal(value: str) -> str:
+        return f"is not one of {names}: did you mean {nearest(shortened(value), allowed)!r}?"
 
     rule = f"must be one of {names}."
-    return Check("a text", lambda value: isinstance(value, str), lambda value: value in allowed, rule, nearest)
+    return Check("a text", lambda value: isinstance(value, str), lambda value: value in allowed, rule, refusal)
 
 
 def anything() -> Check:
@@ -161,8 +159,8 @@ def check_names(config: ConfigDict, table: Mapping[str, Check], *, prefix: str =
         inside = [known for known in table if known.startswith(f"{path}.")]
         if inside:
             raise UserError(f"{prefix}{path} is a group of settings: set one of {', '.join(inside)}.")
-        nearest = difflib.get_close_matches(path, table, n=1, cutoff=0.0)[0]
-        raise UserError(f"The config has no field {prefix}{shortened(path)}: did you mean {prefix}{nearest}?")
+        meant = nearest(path, table)
+        raise UserError(f"The config has no field {prefix}{shortened(path)}: did you mean {prefix}{meant}?")
     for path in table:
         if path not in there:
             raise UserError(f"The config lacks {prefix}{path}: make it with get_config of a file of configs/.")

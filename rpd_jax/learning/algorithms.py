@@ -1,14 +1,13 @@
 """The algorithms by name: which distillation term each has, and whether it reinforces."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from functools import partial
 
 import jax
 
 from rpd_jax import registry
-from rpd_jax.errors import UserError
+from rpd_jax.errors import UserError, nearest
 from rpd_jax.learning import losses
 
 GROUP = "rpd_jax.algorithms"
@@ -70,6 +69,5 @@ def find_algorithm(name: str) -> Algorithm:
         return ALGORITHMS[name]
     names = algorithm_names()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise UserError(f"algorithm={name!r} is not one of {', '.join(names)}: did you mean {close!r}?")
+        raise UserError(f"algorithm={name!r} is not one of {', '.join(names)}: did you mean {nearest(name, names)!r}?")
     return registry.load(GROUP, name, Algorithm)

@@ -1,7 +1,6 @@
 """What a sweep consists of: jobs, each a command that leaves a results.json in its own folder."""
 
 import dataclasses
-import difflib
 import fnmatch
 import importlib.util
 import itertools
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 import rpd_jax
 from rpd_jax.command.wrong_flags import fields
-from rpd_jax.errors import UserError
+from rpd_jax.errors import UserError, nearest
 
 ROOT = Path(rpd_jax.__file__).resolve().parents[1]
 SCALES = ("paper", "cpu")
@@ -99,8 +98,8 @@ def load_sweep(path: str, scale: str, overrides: Sequence[str] = ()) -> list[Job
     file = Path(path)
     if not file.is_file():
         files = {found.stem: found for found in (ROOT / "configs" / "paper").glob("[a-z]*.py")}
-        close = difflib.get_close_matches(file.stem, files, n=1, cutoff=0.0)
-        raise UserError(f"{path} is not a file: did you mean {files[close[0]].relative_to(ROOT)}?")
+        meant = files[nearest(file.stem, files)].relative_to(ROOT)
+        raise UserError(f"{path} is not a file: did you mean {meant}?")
     module = _load_module(file)
     if not hasattr(module, "get_sweep"):
         raise UserError(f"{path} has no function get_sweep: give a file of configs/paper or one like them.")
@@ -122,8 +121,8 @@ def chosen(jobs: Sequence[Job], patterns: Sequence[str]) -> list[Job]:
     for pattern in patterns:
         matching = {job.name: job for job in jobs if fnmatch.fnmatchcase(job.name, pattern)}
         if not matching:
-            close = difflib.get_close_matches(pattern, [job.name for job in jobs], n=1, cutoff=0.0)
-            raise UserError(f"--only={pattern} matches no job of the sweep: did you mean {close[0]!r}?")
+            meant = nearest(pattern, (job.name for job in jobs))
+            raise UserError(f"--only={pattern} matches no job of the sweep: did you mean {meant!r}?")
         found |= matching
     return list(found.values()) if patterns else list(jobs)
 
@@ -156,8 +155,7 @@ def _split(override: str) -> tuple[str, str]:
     if not equals:
         raise UserError(f"--set={override} has no value: write --set=part.field=value.")
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise UserError(f"--set={override}: the config has no field {name!r}: did you mean {close[0]!r}?")
+        raise UserError(f"--set={override}: the config has no field {name!r}: did you mean {nearest(name, known)!r}?")
     return name, value
 
 
