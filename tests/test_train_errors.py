@@ -81,7 +81,7 @@ def test_flag_mistakes_are_answered_with_the_nearest_valid_name():
         (CONFIG, "--wrkdir=x"): "there is no flag --wrkdir: did you mean --workdir?",
         (CONFIG, "--cnfig.seed=1"): "there is no flag --cnfig.seed: did you mean --config.seed?",
         (CONFIG, "--num_envs=3"): "there is no flag --num_envs: did you mean --config.env.num_envs?",
-        (CONFIG, "--xyzzy"): "there is no flag --xyzzy: the flags are --config, --workdir.",
+        (CONFIG, "--xyzzy"): "there is no flag --xyzzy: the flags are --config, --workdir, --first_stages.",
         (CONFIG, "config.seed=1"): "'config.seed=1': did you mean --config.seed=1?",
         (CONFIG, "--config.seed=1", "--config.env.camera.eye_offset=(0.1, 0.0, 0.0)"): "fine",
     }
