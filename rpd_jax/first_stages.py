@@ -1,5 +1,6 @@
 """Stages that another run has been through already are taken from it, and not gone through again."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -8,9 +9,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rpd_jax.errors import UserError
-from rpd_jax.run.directory import CONFIG_FILE, differences
+from rpd_jax.run.directory import CONFIG_FILE, differences, open_run
 from rpd_jax.stages import StagePlan
 from rpd_jax.training_run.fields import FIRST_STAGES, TRAINING
+
+# The students of first stages see no pixels: how pixels are seen makes no difference there.
+_OF_PIXELS = ("student.encoder", "student.precision", "distill.augment", "distill.augment_ppo")
+_KIND = dataclasses.replace(TRAINING, free=(*TRAINING.free, *_OF_PIXELS))
 
 
 def check_first_stages(config: ConfigDict, run: Path) -> None:
@@ -42,7 +47,9 @@ def take_over(stages: Sequence[StagePlan], run: Path, say: Callable[[str], None]
             continue
         scratch = stage.directory.with_name(f"{stage.name}.part")
         shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(source, scratch, copy_function=_link)
+        open_run(scratch, stage.config, TRAINING)
+        others = shutil.ignore_patterns(CONFIG_FILE)
+        shutil.copytree(source, scratch, copy_function=_link, ignore=others, dirs_exist_ok=True)
         scratch.rename(stage.directory)
         say(f"Stage {stage.name} is that of {source}.")
 
@@ -51,7 +58,7 @@ def _reason_not_to(stage: StagePlan, source: Path) -> str:
     """Why the stage in `source` cannot be this one; "" if it can."""
     if not (source / "results.json").is_file():
         return "has not finished"
-    changes = differences(source, stage.config, TRAINING)
+    changes = differences(source, stage.config, _KIND)
     return f"is of another config ({'; '.join(changes)})" if changes else ""
 
 

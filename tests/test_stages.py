@@ -228,7 +228,7 @@ def test_ppd_keeps_several_labels_of_a_frame_for_its_refinement(tmp_path):
 def test_first_stages_are_taken_from_a_run_where_they_are_the_same(whole, tmp_path):
     """Another student imitates the same expert."""
     source, _ = whole
-    others = (f"--first_stages={source}", "--config.ppo.learning_rate=1e-4", "--config.total_steps=16")
+    others = (f"--first_stages={source}", "--config.student.encoder=nature", "--config.total_steps=16")
     outcome = subprocess.run(**command(tmp_path / "run", *others), capture_output=True, timeout=900)
     assert outcome.returncode == 0, outcome.stderr
     for stage in ("label", "refine"):
@@ -262,6 +262,7 @@ def test_stages_that_are_not_the_same_are_not_taken(tmp_path):
         take_over(plan(resolved(**changes), tmp_path / name), source, said.append)
         return sorted(path.name for path in (tmp_path / name).glob("*")), said
 
+    assert taken("encoder", **{"student.encoder": "nature"})[0] == ["label", "refine"]
     assert taken("same") == (
         ["label", "refine"],
         [f"Stage {name} is that of {source / name}." for name in ("label", "refine")],
