@@ -55,6 +55,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.teacher = ConfigDict()
     c.teacher.name = "octo"
     c.teacher.checkpoint = config_dict.placeholder(str)  # folder, hf://owner/name, or the name of an embedded one
+    # through which camera it looks: the student's | own: the task's, without what env.camera changes; for refine=state
+    c.teacher.view = "student"
     c.teacher.instruction = ""  # empty: the task's own sentence
     c.teacher.precision = "float32"  # float32 | bfloat16
     c.teacher.refresh = "rollout"  # rollout: a frame keeps its label | epoch: new samples of it in each update epoch

@@ -107,6 +107,7 @@ SETTINGS: dict[str, Check] = {
     "teacher.observation.state": text(empty=False),
     "teacher.observation.prompt": text(),
     "teacher.action_key": text(empty=False),
+    "teacher.view": one_of("student", "own"),
     "teacher.resize": _RESIZE,
     "teacher.letterbox": flag(),
     "teacher.chunk": whole(1, 1000),
@@ -271,6 +272,11 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.student.state_coef > 0 and not _sees_frames(c),
         "student.state_coef={c.student.state_coef} guesses the state from frames, and student.observation='state' sees "
         "none: set it to 0.",
+    ),
+    (
+        lambda c: c.teacher.view == "own" and not (c.refine == "state" and find_algorithm(c.algorithm).reinforces),
+        "teacher.view='own' is for the labels that an expert begins with (refine='state', and an algorithm that "
+        "reinforces): elsewhere the frame that is labelled is the student's; set it to student.",
     ),
     (
         lambda c: c.eval.leave_best and not (c.checkpoint.keep_best and c.eval.every % c.checkpoint.every == 0),

@@ -40,6 +40,8 @@ _SEES_STATE = {
     "student.state": "scaled",
     "student.state_coef": 0.0,
 }
+_OWN_VIEW = {"env.camera.eye_offset": (0.0, 0.0, 0.0), "env.camera.target_offset": (0.0, 0.0, 0.0)}
+_OWN_VIEW |= {"env.camera.fov": None}
 _RELABELLED = 4096  # frames at a time
 
 
@@ -73,9 +75,11 @@ def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
     algorithm = find_algorithm(config.algorithm)
     label, refine = (workdir / name for name in FIRST_STAGES)
     stages = []
-    imitation = {"algorithm": IMITATION[algorithm.reads_spread]}
     if algorithm.distillation:
-        stages.append(StagePlan("label", _stage_config(config, "label", _SEES_STATE | imitation), label))
+        changes = _SEES_STATE | {"algorithm": IMITATION[algorithm.reads_spread]}
+        if config.teacher.view == "own":
+            changes |= _OWN_VIEW
+        stages.append(StagePlan("label", _stage_config(config, "label", changes), label))
     distil = {"refine": "pixels"}
     if algorithm.reinforces:
         imitator = label if algorithm.distillation else None
@@ -90,7 +94,8 @@ def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
         )
         distil["algorithm"] = "dagger"
         distil |= {"teacher.name": "student", "teacher.checkpoint": str(refine), "teacher.eval_episodes": 0}
-    labelled = label if algorithm.distillation else None
+    # Frames of another camera are none of the student's.
+    labelled = label if algorithm.distillation and stages[0].config.env.camera == config.env.camera else None
     last = _stage_config(config, None, distil)
     stages.append(StagePlan("distil", last, workdir, lambda stage, state: _from_labelled(stage, state, labelled)))
     return stages
@@ -101,7 +106,7 @@ def _stage_config(config: ConfigDict, name: str | None, changes: dict) -> Config
     stage = config.copy_and_resolve_references()
     del stage.stages
     own = {} if name is None else {path: get(config.stages[name], path) for path, _ in fields(config.stages[name])}
-    stage.update_from_flattened_dict(own | {"refine": "pixels"} | changes)
+    stage.update_from_flattened_dict(own | {"refine": "pixels", "teacher.view": "student"} | changes)
     return stage
 
 

@@ -53,6 +53,11 @@ def test_stages_follow_from_the_algorithm(tmp_path):
     label, refine, _ = plan(resolved(**{"stages.refine.ppo.gamma": 0.9}), tmp_path)
     assert refine.config.ppo.gamma == 0.9 and label.config.ppo.gamma == 0.99
     assert [stage.asks_teacher for stage in (label, refine)] == [True, False]
+    moved = {"env.camera.eye_offset": (0.1, 0.0, 0.0), "env.camera.fov": 1.0}
+    for view, seen in (("student", ((0.1, 0.0, 0.0), 1.0)), ("own", ((0.0, 0.0, 0.0), None))):
+        label, *others = plan(resolved(**moved, **{"teacher.view": view}), tmp_path)
+        assert (tuple(label.config.env.camera.eye_offset), label.config.env.camera.fov) == seen
+        assert all(tuple(stage.config.env.camera.eye_offset) == (0.1, 0.0, 0.0) for stage in others)
     (only,) = plan(resolved(refine="pixels", profile="cpu"), tmp_path)
     assert (only.name, only.directory) == ("", tmp_path)
 
@@ -65,6 +70,8 @@ def test_stages_follow_from_the_algorithm(tmp_path):
             "refine='state' has values for its stages in profile='refine', and profile='cpu' has none",
         ),
         ({"student.observation": "state"}, "refine='state' ends with a student that sees frames"),
+        ({"algorithm": "dagger", "teacher.view": "own"}, "teacher.view='own' is for the labels that an expert begins"),
+        ({"refine": "pixels", "profile": "cpu", "teacher.view": "own"}, "teacher.view='own' is for the labels"),
         ({"env.image_size": 64}, "keeps frames as they are drawn"),
         ({"refine": "pixels", "stages.label.total_steps": 4096}, "stages.label.total_steps is a setting of refine"),
         ({"stages.refine.ppo.gamma": 1.5}, "stages.refine.ppo.gamma=1.5 must be"),
@@ -205,18 +212,20 @@ def test_killed_in_every_stage_it_is_the_same_run(whole, tmp_path):
 
 @pytest.mark.slow
 def test_ppd_keeps_several_labels_of_a_frame_for_its_refinement(tmp_path):
+    """Seen through the teacher's own camera: frames that are none of the student's."""
     short = {"total_steps": 16, "stages.label.total_steps": 16, "stages.refine.total_steps": 16}
     others = {"algorithm": "ppd", "distill.num_samples": 3, "eval.video_episodes": 0, "teacher.eval_episodes": 0}
     others |= short | {"stages.refine.ppo.critic_first": 0}
+    others |= {"teacher.view": "own", "env.camera.eye_offset": "(0.0,-0.3,0.0)"}
     flags = [f"--config.{name}={value}" for name, value in others.items()]
     outcome = subprocess.run(**command(tmp_path / "run", *flags), capture_output=True, timeout=900)
     assert outcome.returncode == 0, outcome.stderr
-    kept = [
-        np.asarray(read_replay(newest_checkpoint(tmp_path / "run" / stage / "checkpoints"), "labels")["labels"])
-        for stage in ("label", "refine", "")
-    ]
+    newest = [newest_checkpoint(tmp_path / "run" / stage / "checkpoints") for stage in ("label", "refine", "")]
+    kept = [np.asarray(read_replay(path, "labels")["labels"]) for path in newest]
     assert [labels.shape[1:] for labels in kept] == [(3, 7), (3, 7), (1, 7)]
     np.testing.assert_array_equal(kept[1], kept[0])
+    counts = [int(read_replay(path, "count")["count"]) for path in newest]
+    assert counts == [16, 16, 16]
     assert kept[0][:16].std(axis=1).max() > 0.01
     (row,) = rows(tmp_path / "run" / "refine")
     assert row["train/replay_loss"] > 0 and row["train/distill_coef"] > 0

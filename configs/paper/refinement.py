@@ -2,7 +2,8 @@
 
 python -m rpd_jax.sweep configs/paper/refinement.py --scale=cpu
 
-Eight tasks with sparse rewards, and PushCube seen by a camera that the teacher does not know; rpd_mse also with dense
+Eight tasks with sparse rewards, and PushCube seen by a camera that the teacher does not know: an expert begins with
+what the teacher says through its own, the control with what it says through the student's. rpd_mse also with dense
 rewards on the two tasks that the paper holds out (imitation sees no rewards). Expect students of rpd_mse above their
 teacher and above dagger's where the teacher is mediocre. The published figures have no such runs; at the paper's scale
 it is the same grid with its teachers and five seeds.
@@ -26,7 +27,8 @@ HELD_OUT = TASKS[-2:]
 
 def get_sweep(scale: str) -> list[Job]:
     seeds, settings = 3 if scale == "cpu" else 5, {"refine": "state"}
-    sparse = [*(f"{task}_sparse" for task in TASKS), "push_cube_camera_shift"]
-    jobs = training(sparse, ALGORITHMS, seeds, settings)
+    jobs = training([f"{task}_sparse" for task in TASKS], ALGORITHMS, seeds, settings)
+    for algorithm, view in (("rpd_mse", "own"), ("dagger", "student")):
+        jobs += training(["push_cube_camera_shift"], [algorithm], seeds, settings | {"teacher.view": view})
     jobs += training([f"{task}_dense" for task in HELD_OUT], ["rpd_mse"], seeds, settings)
     return sorted(jobs, key=lambda job: job.settings["seed"])

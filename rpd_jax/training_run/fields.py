@@ -19,6 +19,7 @@ _ADDED_FIELDS = {
     "student.critic": "shared",
     "student.state": "raw",
     "student.state_coef": 0.0,
+    "teacher.view": "student",
     "teacher.refresh": "rollout",
     "teacher.dataset": "",
     "teacher.openvla_checkpoint": "hf://Juelg/openvla-7b-finetuned-maniskill",

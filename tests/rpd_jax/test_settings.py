@@ -77,6 +77,7 @@ BAD = {
     "teacher.action_key": ["", b"actions"],
     "teacher.resize": [(224,), (0, 224), (224, 224, 3), 224, (224.0, 224)],
     "teacher.letterbox": [1, "yes"],
+    "teacher.view": ["moved", None],
     "teacher.chunk": [0, 1.5, 10**4],
     "teacher.state": [None, "torques"],
     "teacher.eval_episodes": [-1, 10**9, 1.5],
