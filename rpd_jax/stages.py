@@ -41,7 +41,8 @@ _SEES_STATE = {
     "student.state_coef": 0.0,
 }
 _OWN_VIEW = {"env.camera.eye_offset": (0.0, 0.0, 0.0), "env.camera.target_offset": (0.0, 0.0, 0.0)}
-_OWN_VIEW |= {"env.camera.fov": None}
+# The teacher's success through another camera is none to compare the student's with.
+_OWN_VIEW |= {"env.camera.fov": None, "teacher.eval_episodes": 0}
 _RELABELLED = 4096  # frames at a time
 
 
