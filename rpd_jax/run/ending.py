@@ -7,6 +7,7 @@ from pathlib import Path
 from rpd_jax.errors import UserError, no_room, out_of_memory
 from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
+from rpd_jax.run.metrics import RunRemoved
 from rpd_jax.run.stop import Interrupted
 
 # What another program said of its own failure, a policy server's traceback.
@@ -81,7 +82,7 @@ def saved_at_an_early_end(
     """
     try:
         yield
-    except (CheckpointError, Diverged):
+    except (CheckpointError, Diverged, RunRemoved):
         raise
     except (Interrupted, UserError) as reason:
         if not processes.is_common(reason):

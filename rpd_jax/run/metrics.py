@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -10,8 +11,13 @@ from pathlib import Path
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from rpd_jax.errors import UserError
 from rpd_jax.run.wandb_log import WandbLog
 from rpd_jax.run.whole_file import write_whole
+
+
+class RunRemoved(UserError):
+    """The run's directory is gone, or another one's: what is not saved is lost, and nothing may be written there."""
 
 
 class MetricsLog:
@@ -39,10 +45,10 @@ class MetricsLog:
             UserError: W&B does not work.
             OSError: the disk is full.
         """
-        path = workdir / "metrics.jsonl"
-        _drop_from(path, counter, first)
+        self._path = workdir / "metrics.jsonl"
+        _drop_from(self._path, counter, first)
         self._counter = counter
-        self._file = path.open("a")
+        self._file = self._path.open("a")
         (workdir / events).mkdir(exist_ok=True)
         # Neither tensorboardX, which imports torch, nor an EventFileWriter, whose thread swallows that a disk is full.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
@@ -54,8 +60,10 @@ class MetricsLog:
         """Writes scalars measured in iteration `count`, after `step` environment or training steps.
 
         Raises:
+            RunRemoved: the file that it began is no longer there.
             OSError: the disk is full.
         """
+        self._check_place()
         values = {name: float(value) for name, value in metrics.items()}
         self._file.write(json.dumps({self._counter: count, "step": step, **values}) + "\n")
         self._file.flush()
@@ -66,6 +74,16 @@ class MetricsLog:
         self._events.flush()
         if self._wandb is not None:
             self._wandb.write(step, values)
+
+    def _check_place(self) -> None:
+        # The run's lock went with its folder: another run may have the place by now.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+                return
+        raise RunRemoved(
+            f"{self._path} was removed or replaced while the run went on, which ends without saving: the same command "
+            "begins it anew."
+        )
 
     def _write_event(self, event: Event) -> None:
         self._events.write(event.SerializeToString())
