@@ -151,8 +151,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 def _runs_in(path: Path, levels: int) -> list[Path]:
     """`path` if it is a run, whose stages are parts of it, else the runs so many levels below."""
-    if _is_run(path):
-        return [path]
+    if (path / "config.json").is_file():
+        return [path] if _is_run(path) else []
     below = sorted(path.glob("*")) if levels else ()
     return [run for place in below for run in _runs_in(place, levels - 1)]
 

@@ -17,6 +17,7 @@ from rpd_jax.command.line import run_command
 from rpd_jax.errors import UserError
 from rpd_jax.report import refinement, statistics
 from rpd_jax.report.figures import plot_run
+from rpd_jax.report.keep import keep
 from rpd_jax.report.page import write_report
 from rpd_jax.report.runs import find_runs, group
 from rpd_jax.report.stage_curves import _curve, stages_of
@@ -234,6 +235,31 @@ def finish_stages(run, stages, teacher=None):
         (run / "teacher.json").write_text(json.dumps({"success": teacher, "return": teacher, "episodes": 10.0}))
 
 
+def test_a_report_of_what_was_kept_is_the_same(tmp_path):
+    """Two seeds, kept one after the other as from two machines; the first has stages and sampled success."""
+    for seed in (0, 1):
+        run = make_run(tmp_path / f"runs{seed}" / f"refined{seed}", refine="state", seed=seed, success=(1 / 3, 0.9))
+        for stage, success in (("label", (0.0, 0.2)), ("refine", (0.5, 0.9))):
+            make_run(run / stage, success=success, seed=seed)
+        finish_stages(run, {"label": (2, 200, 1.0), "refine": (9, 200, 3.0), "distil": (9, 200, 2.0)}, teacher=0.3)
+        (run / "checkpoints").mkdir()
+        keep(find_runs([tmp_path / f"runs{seed}"]), tmp_path / "kept")
+    original, kept = (find_runs(paths) for paths in ([tmp_path / "runs0", tmp_path / "runs1"], [tmp_path / "kept"]))
+    assert [run.config for run in kept] == [run.config for run in original]
+    write_report(original, tmp_path / "report")
+    write_report(kept, tmp_path / "again")
+    assert (tmp_path / "again" / "success.md").read_text() == (tmp_path / "report" / "success.md").read_text()
+    for picture in (tmp_path / "report").glob("*.png"):
+        again, first = (imageio.imread(path).astype(int) for path in (tmp_path / "again" / picture.name, picture))
+        assert np.abs(again - first).mean() < 0.05  # numbers are rounded
+    place = tmp_path / "kept" / "refined0"
+    files = {str(path.relative_to(place)) for path in place.rglob("*.json*")}
+    assert "label/metrics.jsonl" in files and not (tmp_path / "kept" / "refined0" / "checkpoints").exists()
+    make_run(tmp_path / "other" / "refined0")
+    with pytest.raises(UserError, match="Two runs are called refined0"):
+        keep(find_runs([tmp_path / "runs0", tmp_path / "other"]), tmp_path / "kept")
+
+
 def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
     """Two seeds and a control on one task, one seed on another, of which a run has not finished."""
     for seed, success in ((0, 0.9), (1, 1.0)):
@@ -292,7 +318,9 @@ def test_stages_are_drawn_over_minutes_beside_imitation_alone(tmp_path):
             make_run(run / stage, success=success, seed=seed)
     make_run(tmp_path / "control", "dagger", refine="state", success=(0.2, 0.3))
     make_run(tmp_path / "pixels", success=(0.1, 0.2))
-    runs = find_runs([tmp_path])  # stages are parts of their runs
+    make_run(tmp_path / "begun" / "label")
+    (tmp_path / "begun" / "config.json").write_text((tmp_path / "begun" / "label" / "config.json").read_text())
+    runs = find_runs([tmp_path])  # stages are parts of their runs, also of one that has no rows of its own yet
     assert len(runs) == 4
     (panel,) = group(runs)
     refined, controls = panel.staged()
