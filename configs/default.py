@@ -42,6 +42,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
 
     c.student = ConfigDict()
     c.student.observation = "rgb"  # rgb | rgb+state | state
+    c.student.start = ""  # a run, whose student this one begins as, all but its critic and σ; empty: it begins anew
     c.student.image_size = config_dict.placeholder(int)  # px; frames are resized to it inside the student
     c.student.encoder = config_dict.placeholder(str)  # nature: the paper's CNN | small, small_scaled: half its channels
     c.student.precision = "float32"  # float32 | bfloat16, of the convolutions

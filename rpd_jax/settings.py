@@ -78,6 +78,7 @@ SETTINGS: dict[str, Check] = {
     "env.camera.fov": number(0.01, 3.1, rule="must be at least 0.01 and at most 3.1 (radians).", or_none=True),
     "student.observation": one_of(*OBSERVATIONS),
     "student.image_size": whole(1, 4096),
+    "student.start": text(),
     "student.encoder": one_of(*ENCODERS),
     "student.precision": one_of(*PRECISIONS),
     "student.initial_log_std": number(-10, 5),
@@ -277,6 +278,11 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         lambda c: c.teacher.view == "own" and not (c.refine == "state" and find_algorithm(c.algorithm).reinforces),
         "teacher.view='own' is for the labels that an expert begins with (refine='state', and an algorithm that "
         "reinforces): elsewhere the frame that is labelled is the student's; set it to student.",
+    ),
+    (
+        lambda c: c.refine == "state" and c.student.start,
+        "student.start={c.student.start!r} is for runs of one stage: the last of several begins anew; set refine to "
+        "pixels, or leave it out.",
     ),
     (
         lambda c: c.eval.leave_best and not (c.checkpoint.keep_best and c.eval.every % c.checkpoint.every == 0),

@@ -27,6 +27,8 @@ from rpd_jax.acting.stage import Stage
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.command.checks import get
 from rpd_jax.command.wrong_flags import fields
+from rpd_jax.evaluate.begun_as import begun_as
+from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.learning import sharding
 from rpd_jax.learning.algorithms import IMITATION, find_algorithm
 from rpd_jax.learning.replay import Replay
@@ -72,7 +74,9 @@ def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
     student imitates the VLA itself, in the same frames, the control of what refinement adds.
     """
     if config.refine == "pixels":
-        return [StagePlan("", config, workdir)]
+        if not config.student.start:
+            return [StagePlan("", config, workdir)]
+        return [StagePlan("", config, workdir, _from_student)]
     algorithm = find_algorithm(config.algorithm)
     label, refine = (workdir / name for name in FIRST_STAGES)
     stages = []
@@ -109,6 +113,13 @@ def _stage_config(config: ConfigDict, name: str | None, changes: dict) -> Config
     own = {} if name is None else {path: get(config.stages[name], path) for path, _ in fields(config.stages[name])}
     stage.update_from_flattened_dict(own | {"refine": "pixels", "teacher.view": "student"} | changes)
     return stage
+
+
+def _from_student(stage: Stage, state: TrainingState) -> TrainingState:
+    """What acts in the student of `student.start`, with a critic and a σ of its own."""
+    student = load_student(stage.config.student.start)
+    params = begun_as(stage.learner.network, state.learner.params, student)
+    return dataclasses.replace(state, learner=stage.learner.init_from(params))
 
 
 def _from_imitator(stage: Stage, state: TrainingState, label: Path | None) -> TrainingState:

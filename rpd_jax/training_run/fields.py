@@ -16,6 +16,7 @@ FREE_FIELDS += ("teacher.python", "teacher.devices", "teacher.start_timeout", "t
 FREE_FIELDS += ("teacher.overlap", "teacher.address", "teacher.connections", "teacher.api_key_file")
 _ADDED_FIELDS = {
     "student.precision": "float32",
+    "student.start": "",
     "student.critic": "shared",
     "student.state": "raw",
     "student.state_coef": 0.0,

@@ -77,6 +77,7 @@ BAD = {
     "teacher.action_key": ["", b"actions"],
     "teacher.resize": [(224,), (0, 224), (224, 224, 3), 224, (224.0, 224)],
     "teacher.letterbox": [1, "yes"],
+    "student.start": [None, 3],
     "teacher.view": ["moved", None],
     "teacher.chunk": [0, 1.5, 10**4],
     "teacher.state": [None, "torques"],
@@ -282,6 +283,7 @@ def test_the_last_values_that_work_are_taken(path, value):
             {"refine": "pixels", "distill.anneal_steps": 0},
             "distill.schedule='cosine' needs distill.anneal_steps of at least 1",
         ),
+        ({"student.start": "runs/a"}, "student.start='runs/a' is for runs of one stage"),
         ({"eval.leave_best": True}, "eval.leave_best takes parameters from the checkpoint of an evaluation"),
         (
             {"eval.leave_best": True, "checkpoint.keep_best": 1, "checkpoint.every": 4},
