@@ -14,18 +14,25 @@ LEFT = ("run", "imitator that sees the state", "expert that sees the state", "st
 def added(panels: Sequence[Panel]) -> list[tuple[str, ...]]:
     """Rows of `ADDED`, for the panels with finished runs of several stages.
 
-    The teacher is the one that these runs measured. Successes are means over the seeds with their 95% intervals.
+    The teacher is the one that the refined runs measured, or else (where it looked through another camera than the
+    student) their controls. Successes are means over the seeds with their 95% intervals.
     """
     rows = []
     for panel in panels:
         refined, controls = ([run for run in runs if run.results is not None] for runs in panel.staged())
         if not refined:
             continue
-        teachers = [run.teacher for run in refined if run.teacher is not None and "episodes" in run.teacher]
-        columns = (teachers, *([run.results["student"] for run in runs] for runs in (controls, refined)))
+        columns = (
+            _teachers(refined) or _teachers(controls),
+            *([run.results["student"] for run in runs] for runs in (controls, refined)),
+        )
         minutes = ", ".join(f"{np.mean([run.minutes for run in runs]):.0f}" for runs in (refined, controls) if runs)
         rows.append((panel.title, str(len(refined)), *map(_success, columns), minutes))
     return rows
+
+
+def _teachers(runs: Sequence[Run]) -> list[dict[str, float]]:
+    return [run.teacher for run in runs if run.teacher is not None and "episodes" in run.teacher]
 
 
 def left(panels: Sequence[Panel]) -> list[tuple[str, ...]]:

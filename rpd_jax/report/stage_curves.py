@@ -52,7 +52,7 @@ def plot_several(pictures: Sequence[tuple[str, Sequence[Stages], Sequence[Stages
     lines = {}
     for axes, (title, runs, controls) in zip(grid.flat, pictures, strict=False):
         _draw(axes, runs, controls)
-        axes.set_title(title, fontsize="medium")
+        axes.set_title(title, fontsize="large" if len(pictures) == 1 else "small")
         lines |= {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
     for axes in grid.flat[len(pictures) :]:
         axes.remove()

@@ -270,6 +270,10 @@ def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
     finish_stages(control, {"label": (2, 1000, 1.0), "distil": (4, 3000, 1.5)}, teacher=0.9)
     other = make_run(tmp_path / "other", "ppo", refine="state", success=(0.0,), env__task="PickCube-v1")
     finish_stages(other, {"refine": (5, 4000, 1.0), "distil": (0, 500, 0.5)})
+    moved = {"refine": "state", "env__camera__fov": 1.0}
+    for name, algorithm, teacher in (("moved", "rpd_mse", None), ("moved_control", "dagger", 0.0)):
+        stages = {"label": (2, 1000, 1.0), "distil": (9, 3000, 1.0)}
+        finish_stages(make_run(tmp_path / name, algorithm, success=(0.9,), **moved), stages, teacher)
     make_run(tmp_path / "going_on", refine="state", finished=False, env__task="PickCube-v1")
     panels = group(find_runs([tmp_path]))
     assert refinement.added(panels) == [
@@ -277,6 +281,8 @@ def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
         ("PickCube-v1, sparse", "1", "-", "-", "0% (0% to 28%)", "2"),
         # 6 of 20; 4 of 10; 19 of 20, where the seeds are nearer to each other than episodes are.
         ("PushCube-v1, sparse", "2", "30% (15% to 52%)", "40% (17% to 69%)", "95% (76% to 100%)", "7, 2"),
+        # The refined run's teacher looked through a camera of its own.
+        ("PushCube-v1, sparse, moved camera", "1", "0% (0% to 28%)", "90% (60% to 98%)", "90% (60% to 98%)", "2, 2"),
     ]
     assert refinement.left(panels) == [
         (
@@ -299,6 +305,13 @@ def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
             "100% (72% to 100%), 20,000 undrawn",
             "100% (72% to 100%), 3,000 drawn",
             "1.0, 3.0, 4.0",
+        ),
+        (
+            "PushCube-v1, sparse, moved camera, seed 0",
+            "20% (6% to 51%), 1,000 drawn",
+            "-",
+            "90% (60% to 98%), 3,000 drawn",
+            "1.0, 1.0",
         ),
     ]
     page = write_report(find_runs([tmp_path]), tmp_path / "report").read_text()
