@@ -381,13 +381,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
 def _refines_on_state(config: ConfigDict, profiles: dict) -> bool:
     """Whether a run that leaves it to us has three stages: it can, and there is no GPU for the paper's way."""
     ours = profiles.get("refine", {})
-    sizes = (config[part].image_size or ours.get(part, {}).get("image_size") for part in ("env", "student"))
+    drawn, seen = (config[part].image_size or ours.get(part, {}).get("image_size") for part in ("env", "student"))
     return (
         config.profile == "auto"
         and not has_cuda()
         and jax.process_count() == 1
         and config.student.observation in ("rgb", "rgb+state")
-        and len(set(sizes)) == 1
+        and drawn == seen
     )
 
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from mani_skill.utils.geometry import rotation_conversions as theirs
 from mani_skill.utils.structs import Pose
+from plain_panda import give_back
 
 from octo_teacher.demos.experts import EXPERTS, read_poses
 from rpd_jax.envs import quick_panda
 from rpd_jax.envs.camera_task import make_task_env, set_drawing, states
-from tests.plain_panda import give_back
 
 ANGLES = hnp.arrays(np.float32, 3, elements=st.floats(-4, 4, width=32))
 POSES = hnp.arrays(np.float32, 7, elements=st.floats(-2, 2, width=32)).filter(lambda pose: np.abs(pose[3:]).max() > 0.1)

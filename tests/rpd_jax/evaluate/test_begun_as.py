@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from random_student import STATE_DIM, make_run
+from stopping import TRAINING
 
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.begun_as import begun_as
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.student.networks import ActorCritic
-from tests.random_student import STATE_DIM, make_run
-from tests.stopping import TRAINING
 
 ROOT = Path(__file__).resolve().parents[3]
 FRAMES = np.random.default_rng(1).integers(0, 256, (3, 40, 40, 3), np.uint8)

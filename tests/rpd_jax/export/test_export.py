@@ -68,6 +68,13 @@ def test_the_folder_s_own_instructions_work_without_this_project(exported):
     assert float(done.stdout.split()[-1]) < 1e-5
 
 
+def test_reading_a_policy_leaves_nothing_in_its_folder(exported, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    _, folder = exported
+    before = set(folder.iterdir())
+    assert callable(policy.numpy_policy(folder)) and set(folder.iterdir()) == before
+
+
 def test_onnx_graph_uses_the_runtime_s_convolutions(exported):
     _, folder = exported
     operators = [node.op_type for node in onnx.load(folder / policy.ONNX_FILE).graph.node]
