@@ -12,6 +12,8 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import default, finetune_octo
+from rpd_jax.report import refinement
+from rpd_jax.report.runs import find_runs, group
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,3 +99,12 @@ def test_what_a_page_names_exists(page):
         for field in re.findall(r"--config\.([a-z_.]+[a-z_])(?==)", line):
             # A command in several lines names its program in the first.
             assert field in known or (field in finetuning and "python" not in line), field
+
+
+def test_tables_of_refinement_are_those_of_the_runs_that_are_kept():
+    panels = group(find_runs([ROOT / "docs" / "refinement"]))
+    added, left = refinement.added(panels), refinement.left(panels)
+    assert len(added) >= 9 and len(left) >= len(added)
+    for page, rows in (("README.md", added), ("docs/miniatures.md", [*added, *left])):
+        lines = (ROOT / page).read_text().splitlines()
+        assert [row for row in rows if f"| {' | '.join(row)} |" not in lines] == []

@@ -1,5 +1,6 @@
 """The picture of runs of several stages: success over minutes, beside that of imitation alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,6 @@ _WORDS = {
 }
 _COLOURS = dict(zip(_WORDS, PALETTE, strict=False))
 _CONTROL = "0.45"
-_COLUMNS = 4  # of several pictures in one
 
 
 def stages_of(run: Path) -> Stages:
@@ -45,7 +45,7 @@ def plot_stages(runs: Sequence[Stages], title: str, path: Path, controls: Sequen
 
 def plot_several(pictures: Sequence[tuple[str, Sequence[Stages], Sequence[Stages]]], path: Path) -> None:
     """Writes several pictures of `plot_stages`, each a title, runs and controls, as one."""
-    columns = min(len(pictures), _COLUMNS)
+    columns = math.ceil(math.sqrt(len(pictures)))
     rows = -(-len(pictures) // columns)
     size = (5.4, 3.9) if len(pictures) == 1 else (3.1 * columns, 2.6 * rows + 0.5)
     figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
