@@ -74,8 +74,6 @@ def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
     student imitates the VLA itself, in the same frames, the control of what refinement adds.
     """
     if config.refine == "pixels":
-        if not config.student.start:
-            return [StagePlan("", config, workdir)]
         return [StagePlan("", config, workdir, _from_student)]
     algorithm = find_algorithm(config.algorithm)
     label, refine = (workdir / name for name in FIRST_STAGES)
@@ -116,7 +114,9 @@ def _stage_config(config: ConfigDict, name: str | None, changes: dict) -> Config
 
 
 def _from_student(stage: Stage, state: TrainingState) -> TrainingState:
-    """What acts in the student of `student.start`, with a critic and a σ of its own."""
+    """What acts in the student of `student.start`, if there is one, with a critic and a σ of its own."""
+    if not stage.config.student.start:
+        return state
     student = load_student(stage.config.student.start)
     params = begun_as(stage.learner.network, state.learner.params, student)
     return dataclasses.replace(state, learner=stage.learner.init_from(params))

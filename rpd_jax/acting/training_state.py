@@ -8,7 +8,7 @@ import jax
 from rpd_jax.acting.kept_replay import kept, refilled
 from rpd_jax.learning.learner import LearnerState
 from rpd_jax.learning.replay import Replay
-from rpd_jax.run.checkpoints import CheckpointError, Checkpoints, read_part
+from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TrainingState:
         best = [every * number for number, success in enumerate(self.evaluations, start=1) if success == most]
         learner, kept = self.learner, [iteration for iteration in best if iteration in saved]
         if self.iteration not in best and kept:
-            params = read_part(checkpoints.directory / str(kept[-1]) / "state", "learner", "params")
+            params = checkpoints.read_part(kept[-1], "learner", "params")
             places = jax.tree.map(lambda leaf: leaf.sharding, learner.params)
             learner = learner.replace(params=jax.device_put(params, places))
         return dataclasses.replace(self, learner=learner, took_best=True)

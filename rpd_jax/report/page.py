@@ -130,7 +130,8 @@ def _stages(runs: Sequence[Run]) -> list[dict[str, Path]]:
 
 def _refinement(panels: Sequence[Panel], folder: Path) -> str:
     """Draws the runs of several stages of all panels as one picture; its data, or "" if there are fewer than two."""
-    staged = [(panel.title, *map(_stages, panel.staged())) for panel in panels if panel.staged()[0]]
+    pictures = [(panel.title, *map(_stages, panel.staged())) for panel in panels]
+    staged = [picture for picture in pictures if picture[1]]
     if len(staged) < 2:
         return ""
     plot_several(staged, folder / "stages.png")

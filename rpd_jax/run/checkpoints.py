@@ -46,7 +46,7 @@ class Checkpoints:
             progress_item: what the progress is called inside a checkpoint.
         """
         self._progress_item = progress_item
-        self.directory = Path(directory).absolute()
+        self._directory = Path(directory).absolute()
         policies = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
@@ -61,8 +61,8 @@ class Checkpoints:
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._row_files = RowFiles(self.directory / ROWS)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._row_files = RowFiles(self._directory / ROWS)
         self._spans: list[Span] = []  # of the rows of the newest checkpoint, where they are this run's
 
     @property
@@ -111,10 +111,10 @@ class Checkpoints:
             cause = no_room(error) or (error.strerror if isinstance(error, OSError) else None)
             if cause is None:
                 raise
-            shutil.rmtree(f"{self.directory / str(iteration)}.orbax-checkpoint-tmp", ignore_errors=True)
+            shutil.rmtree(f"{self._directory / str(iteration)}.orbax-checkpoint-tmp", ignore_errors=True)
             self._remove_unneeded_rows()
             raise CheckpointError(
-                f"Could not save checkpoint {iteration} in {self.directory} ({cause}): make room on the disk and run "
+                f"Could not save checkpoint {iteration} in {self._directory} ({cause}): make room on the disk and run "
                 f"the same command again; it {self.continues}."
             ) from error
         self._spans = spans
@@ -150,6 +150,10 @@ class Checkpoints:
             restored = self._manager.restore(iteration, args=ocp.args.Composite(**items))
         return iteration, restored["state"], restored[self._progress_item]
 
+    def read_part(self, iteration: int, *names: str) -> Any:
+        """One branch of the state in a checkpoint; see `read_part` below."""
+        return read_part(self._directory / str(iteration) / "state", *names)
+
     def read_rows(
         self, first: int, end: int, sharding: jax.sharding.Sharding, put: Callable[[Span, Any], None]
     ) -> None:
@@ -177,7 +181,7 @@ class Checkpoints:
         return bool(spans_of(self.progress() or {})) and not self._row_files.directory.exists()
 
     def _read_progress(self, iteration: int) -> dict[str, Any]:
-        return _read_json(self.directory / str(iteration) / self._progress_item)
+        return _read_json(self._directory / str(iteration) / self._progress_item)
 
     @contextlib.contextmanager
     def _told_if_damaged(self, mend: str = "") -> Iterator[None]:
@@ -186,7 +190,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
-                f"Checkpoint {self.directory / str(self.latest)} cannot be read ({_reason(error)}): "
+                f"Checkpoint {self._directory / str(self.latest)} cannot be read ({_reason(error)}): "
                 f"remove that folder to continue from the one before{mend}."
             ) from error
 
@@ -201,8 +205,8 @@ class Checkpoints:
     def _check_room(self, arrays: Any) -> None:
         """Raises OSError where arrays do not fit onto the disk: Orbax would leave threads that complain."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-        if shutil.disk_usage(self.directory).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+        if shutil.disk_usage(self._directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -62,9 +62,10 @@ def training(
     jobs = []
     for seed, algorithm, name in itertools.product(range(seeds), algorithms, names):
         all_settings = {**(settings or {}), "algorithm": algorithm, "seed": seed}
-        like = tuple(f"{name}-{other}-seed{seed}" for other in algorithms if other != algorithm)
+        called = {each: f"{name}-{each}-seed{seed}" for each in algorithms}
+        own, like = called.pop(algorithm), tuple(called.values())
         flags = (f"--config=configs/{name}.py",)
-        jobs.append(Job(f"{name}-{algorithm}-seed{seed}", ("train.py",), flags, "workdir", name, all_settings, like))
+        jobs.append(Job(own, ("train.py",), flags, "workdir", name, all_settings, like))
     return jobs
 
 
