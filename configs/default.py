@@ -131,6 +131,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.eval.episodes = config_dict.placeholder(int)  # at each evaluation before the last
     c.eval.final_episodes = config_dict.placeholder(int)  # at the end of the run
     c.eval.video_episodes = 16
+    # one is left out while the sampled actions' success, since the one before, is less; 0: none
+    c.eval.when_sampled = 0.0
     # training (or a stage of it) ends before total_steps when an evaluation's success reaches it; 0: never
     c.eval.until = config_dict.placeholder(float)
     c.eval.patience = 0  # it ends when so many evaluations in a row are no better than one before; 0: never
@@ -336,6 +338,7 @@ def _stages() -> dict:
                 "episodes": 112,
                 "final_episodes": 112,
                 "until": 0.98,
+                "when_sampled": 0.85,
                 "patience": 6,
                 "leave_best": True,
             },

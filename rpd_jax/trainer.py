@@ -208,12 +208,11 @@ class Trainer:
                 iteration = self.state.iteration
                 result = success = None
                 if not self._ended() and iteration % config.eval.every == 0:
-                    result, success = self._evaluate(False, clock)
-                    self.state = dataclasses.replace(self.state, evaluations=(*self.state.evaluations, success))
+                    result, success = self._evaluate_if_due(clock)
                     position = None
                 last = self._ended()
                 if last:
-                    if config.eval.leave_best:
+                    if config.eval.leave_best and not self.state.reached(config.eval.until):
                         self.state = self.state.with_best(self.checkpoints, config.eval.every)
                     result, success = self._evaluate(True, clock)
                 if self.state.row is not None:
@@ -263,8 +262,20 @@ class Trainer:
             row["train/guidance"] = guidance
         if config.env.restart_workers:
             row["rollout/lost_steps"] = lost
-        self.state = dataclasses.replace(self.state, row=row)
+        self.state = dataclasses.replace(self.state.saw(episodes["success"]), row=row)
         return position
+
+    def _evaluate_if_due(self, clock: StageClock) -> tuple[dict[str, float] | None, float]:
+        """As `_evaluate`; but where `eval.when_sampled` leaves the evaluation out, no result and what was sampled."""
+        threshold, result, success, sampled = self.config.eval.when_sampled, None, None, None
+        if threshold:
+            successes, episodes = self.state.recent
+            sampled = processes.share(successes / max(episodes, 1))
+            self.state = dataclasses.replace(self.state, row=self.state.row | {"eval/sampled_success": sampled})
+        if sampled is None or sampled >= threshold:
+            result, success = self._evaluate(False, clock)
+        self.state = self.state.evaluated(success, sampled)
+        return result, self.state.marks[-1]
 
     def _evaluate(self, last: bool, clock: StageClock) -> tuple[dict[str, float] | None, float]:
         """What the first process measured (in that one), and the success, in all."""

@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from rpd_jax.acting.kept_replay import kept, refilled
 from rpd_jax.learning.learner import LearnerState
 from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
+
+_LISTS = ("evaluations", "sampled", "recent")  # of a TrainingState, in the progress of a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,9 @@ class TrainingState:
         came: rows that the ring of each device got so far; equal to the replay's count, or a multiple of the ring more.
         iteration: iterations done.
         row: metrics of the last of them, while they are not logged.
-        evaluations: success in each evaluation so far.
+        evaluations: success in each evaluation so far; None for each that was left out, see `eval.when_sampled`.
+        sampled: where some are left out, the success of the sampled actions in the episodes before each of them.
+        recent: successes among the sampled actions' episodes since then, and those episodes.
         took_best: the parameters are no longer those of the last iteration, see `with_best`.
     """
 
@@ -29,7 +34,9 @@ class TrainingState:
     replay: Replay | None
     iteration: int = 0
     row: dict[str, float] | None = None
-    evaluations: tuple[float, ...] = ()
+    evaluations: tuple[float | None, ...] = ()
+    sampled: tuple[float, ...] = ()
+    recent: tuple[int, int] = (0, 0)
     came: int = 0
     took_best: bool = False
 
@@ -38,15 +45,38 @@ class TrainingState:
         """Iterations whose metrics were logged: a row that is held still comes, also where it came before a kill."""
         return self.iteration - (self.row is not None)
 
+    @property
+    def marks(self) -> tuple[float, ...]:
+        """What says which evaluation was the best: their success, or that of the sampled actions before them."""
+        return self.sampled or self.evaluations
+
+    def reached(self, until: float) -> bool:
+        """True if the newest evaluation found a success of `until` (0: never)."""
+        newest = self.evaluations[-1] if self.evaluations else None
+        return bool(until) and newest is not None and newest >= until
+
     def ended(self, until: float, patience: int) -> bool:
         """True if there is nothing more to train for: see `eval.until` and `eval.patience`."""
-        if until and self.evaluations and self.evaluations[-1] >= until:
-            return True
-        before, recent = self.evaluations[:-patience], self.evaluations[-patience:]
-        return bool(patience and before) and max(recent) <= max(before)
+        before, recent = self.marks[:-patience], self.marks[-patience:]
+        return self.reached(until) or (bool(patience and before) and max(recent) <= max(before))
+
+    def saw(self, successes: np.ndarray) -> "TrainingState":
+        """With episodes [K] of the sampled actions among the `recent`."""
+        before, episodes = self.recent
+        return dataclasses.replace(self, recent=(before + int(successes.sum()), episodes + len(successes)))
+
+    def evaluated(self, success: float | None, sampled: float | None) -> "TrainingState":
+        """After an evaluation, or one that was left out.
+
+        Args:
+            success: what it found, or None.
+            sampled: success of the sampled actions since the one before; None where no evaluation is left out.
+        """
+        marks = {} if sampled is None else {"sampled": (*self.sampled, sampled)}
+        return dataclasses.replace(self, evaluations=(*self.evaluations, success), recent=(0, 0), **marks)
 
     def with_best(self, checkpoints: Checkpoints, every: int) -> "TrainingState":
-        """With the parameters that were best in an evaluation, where a checkpoint has them; to be called at the end.
+        """With the parameters of the best of `marks`, where a checkpoint has them; to be called at the end.
 
         Args:
             checkpoints: the run's.
@@ -55,10 +85,10 @@ class TrainingState:
         Raises:
             UserError: the checkpoint cannot be read.
         """
-        if self.took_best or not self.evaluations:
+        if self.took_best or not self.marks:
             return self
-        most, saved = max(self.evaluations), checkpoints.saved
-        best = [every * number for number, success in enumerate(self.evaluations, start=1) if success == most]
+        most, saved = max(self.marks), checkpoints.saved
+        best = [every * number for number, success in enumerate(self.marks, start=1) if success == most]
         learner, kept = self.learner, [iteration for iteration in best if iteration in saved]
         if self.iteration not in best and kept:
             params = checkpoints.read_part(kept[-1], "learner", "params")
@@ -72,7 +102,7 @@ class TrainingState:
         Args:
             checkpoints: the run's.
             step: environment steps so far.
-            success: of the student now, if it was measured.
+            success: of the student now, the newest of `marks`, if it is that old.
 
         Raises:
             CheckpointError: it could not be written, or a replay was lost while it was extended.
@@ -80,7 +110,7 @@ class TrainingState:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves((self.learner, self.replay))):
             raise CheckpointError(f"The replay was lost when memory ran out: the same command {checkpoints.continues}.")
         progress = {"step": step, "row": self.row, "devices": jax.device_count()}
-        progress |= {"evaluations": list(self.evaluations), "took_best": self.took_best}
+        progress |= {name: list(getattr(self, name)) for name in _LISTS} | {"took_best": self.took_best}
         rows = None
         if self.replay is not None:
             progress["replay"], rows = kept(self.replay, self.came)
@@ -103,9 +133,9 @@ class TrainingState:
         inside = {"replay": self.replay} if self.replay is not None and "replay" not in progress else {}
         iteration, tree, progress = checkpoints.restore({"learner": self.learner} | inside)
         replay, came = self._restored_replay(tree, progress, checkpoints, say)
-        evaluations = tuple(progress.get("evaluations", ()))
+        lists = {name: tuple(progress[name]) for name in _LISTS if name in progress}
         row, took_best = progress.get("row"), progress.get("took_best", False)
-        return TrainingState(tree["learner"], replay, iteration, row, evaluations, came, took_best)
+        return TrainingState(tree["learner"], replay, iteration, row, came=came, took_best=took_best, **lists)
 
     def _restored_replay(
         self, tree: dict, progress: dict, checkpoints: Checkpoints, say: Callable[[str], None]

@@ -32,6 +32,8 @@ def stages_of(run: Path) -> Stages:
 def plot_stages(runs: Sequence[Stages], title: str, path: Path, controls: Sequence[Stages] = ()) -> None:
     """Writes the success of the mean action in each evaluation, stage after stage, over minutes of a run.
 
+    Where an evaluation was left out (`eval.when_sampled`) it is that of the sampled actions before it.
+
     Dashed: the teacher, where it was measured, the mean over the runs.
 
     Args:
@@ -89,6 +91,7 @@ def _curve(directory: Path, begin: float) -> tuple[list[float], list[float], flo
     """Minutes and success in % of a stage's evaluations, and the minute at which it ended; it began at `begin`."""
     rows = read_rows(directory / "metrics.jsonl")
     minutes = begin + np.cumsum([row["time/total"] for row in rows]) / 60.0
-    at = [index for index, row in enumerate(rows) if "eval/success" in row]
+    found = [row.get("eval/success", row.get("eval/sampled_success")) for row in rows]
+    at = [index for index, success in enumerate(found) if success is not None]
     end = float(minutes[-1]) if len(minutes) else begin
-    return [float(minutes[index]) for index in at], [100 * rows[index]["eval/success"] for index in at], end
+    return [float(minutes[index]) for index in at], [100 * found[index] for index in at], end

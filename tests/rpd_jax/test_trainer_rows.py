@@ -6,6 +6,7 @@ import os
 import re
 import signal
 
+import numpy as np
 import pytest
 
 from configs.push_cube_sparse import get_config
@@ -52,9 +53,17 @@ class KilledInItsFourthIteration(Trainer):
         return super()._learn(position, clock)
 
 
-def go(trainer, workdir, quiet=True):
+class SucceedsInItsFourthIteration(Trainer):
+    def _learn(self, position, clock):
+        position = super()._learn(position, clock)
+        if self.state.iteration == 4:
+            self.state = self.state.saw(np.ones(100))
+        return position
+
+
+def go(trainer, workdir, quiet=True, **others):
     config = get_config()
-    config.update_from_flattened_dict(SMALL)
+    config.update_from_flattened_dict(SMALL | others)
     with contextlib.ExitStack() as stack:
         trainer(StagePlan("", settings.resolve(config), workdir), TrainingConsole(quiet=quiet), stack).run()
 
@@ -75,3 +84,13 @@ def test_stopped_in_an_evaluation_then_killed(tmp_path, capsys):
     assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5]
     counted = re.findall(r"(\d+)/6 ", capsys.readouterr().out)
     assert counted[0] == "2" and counted[-1] == "6"
+
+
+@pytest.mark.slow
+def test_evaluations_are_left_out_where_the_sampled_actions_do_worse(tmp_path):
+    go(SucceedsInItsFourthIteration, tmp_path, **{"eval.when_sampled": 0.9})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    sampled = {row["iteration"] + 1: row["eval/sampled_success"] for row in rows if "eval/sampled_success" in row}
+    assert sampled == {2: 0.0, 4: pytest.approx(1.0, abs=0.05)}, "the sixth is the last: it is evaluated anyhow"
+    assert [row["iteration"] + 1 for row in rows if "eval/success" in row] == [4, 6]
+    assert [row["iteration"] + 1 for row in rows if "time/evaluate" in row] == [4, 6]

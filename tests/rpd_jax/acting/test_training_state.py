@@ -1,6 +1,7 @@
 """What a run carries from iteration to iteration is saved whole or not at all."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rpd_jax.acting.training_state import TrainingState
@@ -38,11 +39,25 @@ def test_training_ends_by_what_it_reached(evaluations, until, patience, ended):
     assert state.ended(until, patience) == ended
 
 
+def test_where_evaluations_are_left_out_the_sampled_actions_say_what_was_best():
+    state = TrainingState({"weight": jnp.ones(3)}, None)
+    state = state.saw(np.array([1.0, 0.0, 1.0], np.float32)).saw(np.zeros(0, np.float32)).saw(np.ones(1, np.float32))
+    assert state.recent == (3, 4)
+    for success, sampled in ((None, 0.5), (0.9, 0.8), (None, 0.7), (None, 0.8)):
+        state = state.evaluated(success, sampled)
+    assert state.recent == (0, 0) and state.marks == (0.5, 0.8, 0.7, 0.8)
+    assert not state.ended(0.9, 3) and state.ended(0.9, 2), "two since the best, and the newest is no evaluation"
+    assert state.evaluated(0.9, 0.6).reached(0.9) and not state.evaluated(0.9, 0.6).reached(0.95)
+    assert state.evaluated(0.9, None).evaluations[-1] == 0.9
+
+
 def test_evaluations_so_far_are_part_of_a_checkpoint(tmp_path):
-    state = TrainingState({"weight": jnp.ones(3)}, None, 2, evaluations=(0.25, 0.5))
+    marks = {"evaluations": (None, 0.5), "sampled": (0.25, 0.375), "recent": (3, 7)}
+    state = TrainingState({"weight": jnp.ones(3)}, None, 2, **marks)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         state.save(checkpoints, step=8)
-        assert TrainingState({"weight": jnp.zeros(3)}, None).restored(checkpoints, print).evaluations == (0.25, 0.5)
+        restored = TrainingState({"weight": jnp.zeros(3)}, None).restored(checkpoints, print)
+    assert {name: getattr(restored, name) for name in marks} == marks
 
 
 def state_of(number, iteration, evaluations, **others):
