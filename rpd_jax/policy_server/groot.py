@@ -1,6 +1,7 @@
 """GR00T's ZeroMQ, from the asking end: implements `protocol.PolicyProtocol`."""
 
 import asyncio
+import contextlib
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,12 @@ PORT = 5555  # if an address names none
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _REFUSED
 _OTHER_MECHANISM = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+_ENCRYPTED = "its ZeroMQ wants an encrypted connection"
+# The signature, ten bytes, and version 3.0: a peer answers with the rest of its own greeting, and closes when it hears
+# of another mechanism than its own.
+_GREETING, _REST = b"\xff" + bytes(8) + b"\x7f\x03\x00", 54
+_MECHANISM = slice(2, 22)  # of that rest
+_REST_OF_GREETING = 2.0  # seconds
 # libzmq closes a connection for both reasons, and does not say which.
 _CLOSED = ("the connection was closed", f" (or answers more than {MAX_MESSAGE >> 20} MiB)")
 
@@ -53,15 +60,20 @@ class Groot:
         self._context.destroy(linger=0)
 
     async def _greeted(self, address: str) -> str:
-        """Where to connect, once somebody there has said ZeroMQ's first ten bytes (RFC 23).
+        """Where to connect, once somebody there has greeted as ZeroMQ does, without encryption (RFC 23).
 
-        libzmq itself does not say why there is no connection.
+        libzmq itself does not always say why there is no connection.
         """
         host, port = _host_and_port(address)
-        writer = None
+        writer, rest = None, b""
         try:
             reader, writer = await asyncio.open_connection(host, port)
             first = await reader.readexactly(10)
+            if first[0] == 0xFF and first[9] == 0x7F:
+                writer.write(_GREETING)
+                with contextlib.suppress(TimeoutError):  # of an older ZeroMQ, whose greeting is shorter
+                    async with asyncio.timeout(_REST_OF_GREETING):
+                        rest = await reader.readexactly(_REST)
         except asyncio.IncompleteReadError as error:
             if error.partial:
                 raise _no_policy_server(address, f"it speaks first, with {error.partial!r}") from None
@@ -73,6 +85,8 @@ class Groot:
                 writer.close()
         if first[0] != 0xFF or first[9] != 0x7F:
             raise _no_policy_server(address, f"it speaks first, with {first!r}")
+        if rest and rest[_MECHANISM].rstrip(b"\0") != b"NULL":
+            raise _no_policy_server(address, _ENCRYPTED)
         return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
@@ -95,7 +109,7 @@ class _GrootLink:
         event, number = await self._event()
         if event & _REFUSED:
             encrypted = event != zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL or number == _OTHER_MECHANISM
-            why = "its ZeroMQ wants an encrypted connection" if encrypted else "it does not shake hands as ZeroMQ does"
+            why = _ENCRYPTED if encrypted else "it does not shake hands as ZeroMQ does"
             raise _no_policy_server(self._address, why)
         if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
             raise Lost("its ZeroMQ closes the connection of one who asks for answers")

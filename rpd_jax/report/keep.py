@@ -27,7 +27,7 @@ def keep(runs: Sequence[Run], folder: Path) -> None:
         folder: made if missing.
 
     Raises:
-        UserError: two runs have one name, or `folder` cannot be written.
+        UserError: two runs have one name, or `folder` cannot be written, or is where one of them is.
     """
     names = [run.path.resolve().name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -36,6 +36,8 @@ def keep(runs: Sequence[Run], folder: Path) -> None:
             f"Two runs are called {twice[0]}, and each is kept by its name: keep them in different folders."
         )
     for run, name in zip(runs, names, strict=True):
+        if run.path.resolve() == (folder / name).resolve():
+            raise UserError(f"{run.path} is what --keep={folder} would copy, and it is there: choose another folder.")
         for stage, place in stages_of(run.path).items():
             target = folder / name / ("" if place == run.path else stage)
             try:

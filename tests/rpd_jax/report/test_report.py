@@ -258,6 +258,8 @@ def test_a_report_of_what_was_kept_is_the_same(tmp_path):
     make_run(tmp_path / "other" / "refined0")
     with pytest.raises(UserError, match="Two runs are called refined0"):
         keep(find_runs([tmp_path / "runs0", tmp_path / "other"]), tmp_path / "kept")
+    with pytest.raises(UserError, match=r"refined0 is what --keep=.*kept would copy, and it is there: choose another"):
+        keep(find_runs([tmp_path / "kept"]), tmp_path / "kept")
 
 
 def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
