@@ -38,10 +38,14 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What has been imported stays: no collection of garbage, like ManiSkill's at each new scene, goes through it."""
+    gc.set_threshold(50_000, 20, 20)  # JAX makes that many objects while it traces one program
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_stays():
+    """No collection of garbage goes through what earlier files imported and traced: ManiSkill asks for two at each scene."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # JAX makes that many objects while it traces one program
 
 
 def pytest_unconfigure():
