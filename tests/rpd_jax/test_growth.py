@@ -32,21 +32,21 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
-CONFIG = """
+CONFIG = """\
 from configs import push_cube_sparse
 
 def get_config():
     config = push_cube_sparse.get_config()
-    config.refine, config.env.mesh_detail = "pixels", 0.07
+    config.refine, config.env.mesh_detail, config.teacher.checkpoint = "pixels", 0.07, {teacher!r}
     config.ppo.num_minibatches, config.ppo.update_epochs, config.distill.replay_batch = 2, 1, 4
     return config
 """
 
 
 @pytest.mark.slow
-def test_a_quick_row(tmp_path):
+def test_a_quick_row(tmp_path, micro_octo):
     config = tmp_path / "small.py"
-    config.write_text(CONFIG)
+    config.write_text(CONFIG.format(teacher=str(micro_octo)))
     row = ("--rows=env.num_envs", "--iterations=1", "--rollout_steps=8")
     outcome = run("-o", str(tmp_path), f"--config={config}", "--quick", *row)
     assert outcome.returncode == 0, outcome.stderr
