@@ -43,7 +43,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def what_is_there_stays():
-    """No collection of garbage goes through what earlier files imported and traced: ManiSkill asks for two at each scene."""
+    """No collection of garbage, ManiSkill asks for two at each scene, goes through what earlier files left."""
     gc.collect()
     gc.freeze()
 
