@@ -135,8 +135,10 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.eval.when_sampled = 0.0
     # training (or a stage of it) ends before total_steps when an evaluation's success reaches it; 0: never
     c.eval.until = config_dict.placeholder(float)
-    c.eval.patience = 0  # it ends when so many evaluations in a row are no better than one before; 0: never
-    c.eval.leave_best = False  # the student is that of the best evaluation, not of the last iteration
+    # it ends when so many evaluations in a row are no better than one before (with when_sampled: so many sampled
+    # successes); 0: never
+    c.eval.patience = 0
+    c.eval.leave_best = False  # the student is that of the best of them, not of the last iteration
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = config_dict.placeholder(int)  # iterations

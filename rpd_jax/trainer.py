@@ -267,7 +267,8 @@ class Trainer:
 
     def _evaluate_if_due(self, clock: StageClock) -> tuple[dict[str, float] | None, float]:
         """As `_evaluate`; but where `eval.when_sampled` leaves the evaluation out, no result and what was sampled."""
-        threshold, result, success, sampled = self.config.eval.when_sampled, None, None, None
+        threshold = self.config.eval.when_sampled
+        result = success = sampled = None
         if threshold:
             successes, episodes = self.state.recent
             sampled = processes.share(successes / max(episodes, 1))

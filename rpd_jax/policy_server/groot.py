@@ -69,11 +69,13 @@ class Groot:
         try:
             reader, writer = await asyncio.open_connection(host, port)
             first = await reader.readexactly(10)
-            if first[0] == 0xFF and first[9] == 0x7F:
-                writer.write(_GREETING)
-                with contextlib.suppress(TimeoutError):  # of an older ZeroMQ, whose greeting is shorter
-                    async with asyncio.timeout(_REST_OF_GREETING):
-                        rest = await reader.readexactly(_REST)
+            if first[0] != 0xFF or first[9] != 0x7F:
+                raise _no_policy_server(address, f"it speaks first, with {first!r}")
+            writer.write(_GREETING)
+            # Without the rest, as from an older ZeroMQ, libzmq will find out.
+            with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(_REST_OF_GREETING):
+                    rest = await reader.readexactly(_REST)
         except asyncio.IncompleteReadError as error:
             if error.partial:
                 raise _no_policy_server(address, f"it speaks first, with {error.partial!r}") from None
@@ -83,8 +85,6 @@ class Groot:
         finally:
             if writer is not None:
                 writer.close()
-        if first[0] != 0xFF or first[9] != 0x7F:
-            raise _no_policy_server(address, f"it speaks first, with {first!r}")
         if rest and rest[_MECHANISM].rstrip(b"\0") != b"NULL":
             raise _no_policy_server(address, _ENCRYPTED)
         return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

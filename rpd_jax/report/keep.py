@@ -35,9 +35,10 @@ def keep(runs: Sequence[Run], folder: Path) -> None:
         raise UserError(
             f"Two runs are called {twice[0]}, and each is kept by its name: keep them in different folders."
         )
+    there = [run.path for run in runs if run.path.resolve().parent == folder.resolve()]
+    if there:
+        raise UserError(f"{there[0]} is what --keep={folder} would copy, and it is there: choose another folder.")
     for run, name in zip(runs, names, strict=True):
-        if run.path.resolve() == (folder / name).resolve():
-            raise UserError(f"{run.path} is what --keep={folder} would copy, and it is there: choose another folder.")
         for stage, place in stages_of(run.path).items():
             target = folder / name / ("" if place == run.path else stage)
             try:
