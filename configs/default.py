@@ -95,6 +95,9 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.ppo.learning_rate = config_dict.placeholder(float)
     c.ppo.learning_rate_final = config_dict.placeholder(float)  # reached linearly at the end of the run
     c.ppo.critic_first = 0  # environment steps in which the critic learns and the policy rests
+    c.ppo.critic_continues = False  # where target_kl ends an update, the critic learns from the minibatches left over
+    # episodes that end by success go on in the value function, as those out of time do; with dense rewards always
+    c.ppo.bootstrap_success = True
     c.ppo.gamma = 0.99 if reward_mode == "sparse" else 0.8
     c.ppo.gae_lambda = 0.9
     c.ppo.finite_horizon = True
@@ -110,9 +113,12 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
 
     c.distill = ConfigDict()
     c.distill.coef = config_dict.placeholder(float)  # λ
-    c.distill.schedule = config_dict.placeholder(str)  # constant: λ | cosine: from λ to coef_final within anneal_steps
+    # constant: λ | cosine: from λ to coef_final within anneal_steps | success: from λ to coef_final while the success
+    # of the sampled actions rises to anneal_success, and back if it falls
+    c.distill.schedule = config_dict.placeholder(str)
     c.distill.coef_final = config_dict.placeholder(float)
     c.distill.anneal_steps = config_dict.placeholder(int)
+    c.distill.anneal_success = 0.5
     c.distill.num_samples = 10  # teacher samples per frame for ppd; the other algorithms take one
     c.distill.averaged = config_dict.placeholder(int)  # each label is made of so many teacher samples; not for ppd
     c.distill.label = config_dict.placeholder(str)  # mean: of those samples | nearest: the one of them nearest to it
@@ -121,6 +127,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.distill.replay_batch = config_dict.placeholder(int)  # kept frames added to each minibatch's distillation term
     c.distill.replay_coef = config_dict.placeholder(float)  # weight of that addition, in units of λ
     c.distill.replay_both = False  # keep frames and states in the replay, also what this student does not see
+    # refine=state: where no label moves, the students of its last two stages rest, without noise and gradients
+    c.distill.still = config_dict.placeholder(bool)
     c.distill.guide = config_dict.placeholder(float)  # share of episodes that the teacher acts in, at first; for dagger
     c.distill.guide_final = config_dict.placeholder(float)  # the same at the end, reached linearly
     c.distill.augment = config_dict.placeholder(int)  # px, largest random shift of the frames in the distillation term
@@ -132,7 +140,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.eval.final_episodes = config_dict.placeholder(int)  # at the end of the run
     c.eval.video_episodes = 16
     # one is left out while the sampled actions' success, since the one before, is less; 0: none
-    c.eval.when_sampled = 0.0
+    c.eval.when_sampled = config_dict.placeholder(float)
     # training (or a stage of it) ends before total_steps when an evaluation's success reaches it; 0: never
     c.eval.until = config_dict.placeholder(float)
     # it ends when so many evaluations in a row are no better than one before (with when_sampled: so many sampled
@@ -188,12 +196,13 @@ def _paper_profile() -> dict:
             "replay": 0,
             "replay_batch": 0,
             "replay_coef": 0.0,
+            "still": False,
             "guide": 0.0,
             "guide_final": 0.0,
             "augment": 0,
             "augment_ppo": False,
         },
-        "eval": {"every": 10, "episodes": 500, "final_episodes": 500, "until": 0.0},
+        "eval": {"every": 10, "episodes": 500, "final_episodes": 500, "until": 0.0, "when_sampled": 0.0},
         "checkpoint": {"every": 10},
     }
 
@@ -234,12 +243,13 @@ def _cpu_profile(task: str) -> dict:
             "replay": 20_000,
             "replay_batch": 128,
             "replay_coef": 1.0,
+            "still": False,
             "guide": 0.0,
             "guide_final": 0.0,
             "augment": 6,
             "augment_ppo": False,
         },
-        "eval": {"every": 8, "episodes": 16, "final_episodes": 100, "until": 0.0},
+        "eval": {"every": 8, "episodes": 16, "final_episodes": 100, "until": 0.0, "when_sampled": 0.0},
         "checkpoint": {"every": 8},
     }
 
@@ -277,11 +287,12 @@ def _refine_profile(task: str) -> dict:
         "replay": 32_768,
         "replay_batch": 96,
         "replay_coef": 3.0,
+        "still": True,
         "augment_ppo": True,
         "guide": 1.0,
         "guide_final": 0.0,
     }
-    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.97}
+    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.97, "when_sampled": 0.7}
     profile["checkpoint"] = {"every": 8}
     return profile | {"stages": _stages()}
 
@@ -290,7 +301,7 @@ def _stages() -> dict:
     """What the first two stages of refine=state have for themselves; all else is as in the last one."""
     return {
         "label": {
-            "total_steps": 16_384,
+            "total_steps": 32_768,
             "student": {"initial_log_std": -2.3},
             "ppo": {
                 "update_epochs": 16,
@@ -299,14 +310,14 @@ def _stages() -> dict:
                 "learning_rate_final": 3e-4,
             },
             "distill": {
-                "replay": 16_384,
+                "replay": 32_768,
                 "replay_batch": 256,
                 "replay_coef": 2.0,
                 "replay_both": True,
                 "guide": 1.0,
                 "guide_final": 0.25,
             },
-            "eval": {"every": 4, "episodes": 16, "final_episodes": 112, "until": 0.9},
+            "eval": {"every": 4, "episodes": 16, "final_episodes": 112, "until": 0.9, "when_sampled": 0.5},
             "checkpoint": {"every": 8, "keep": 1},
         },
         "refine": {
@@ -314,6 +325,8 @@ def _stages() -> dict:
             "student": {"initial_log_std": -2.0},
             "ppo": {
                 "critic_first": 8192,
+                "critic_continues": True,
+                "bootstrap_success": False,
                 "rollout_steps": 128,
                 "update_epochs": 8,
                 "num_minibatches": 4,
@@ -324,11 +337,11 @@ def _stages() -> dict:
                 "target_kl": 0.05,
             },
             "distill": {
-                "coef": 0.1,
+                "coef": 1.0,
                 "coef_final": 0.0,
-                "schedule": "cosine",
-                "anneal_steps": 40_960,
-                "replay": 16_384,
+                "schedule": "success",
+                "anneal_success": 0.5,
+                "replay": 32_768,
                 "replay_batch": 256,
                 "replay_coef": 1.0,
                 "replay_both": False,

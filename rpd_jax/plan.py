@@ -26,7 +26,8 @@ from rich.table import Table
 from rpd_jax.arithmetic import Work, count, nbytes, timings
 from rpd_jax.errors import UserError
 from rpd_jax.learning import schedules
-from rpd_jax.learning.learner import FINITE_TERMS, Learner, LearnerState
+from rpd_jax.learning.finite import FINITE_TERMS
+from rpd_jax.learning.learner import Learner, LearnerState
 from rpd_jax.learning.rollout import Rollout
 from rpd_jax.student.networks import ActorCritic
 

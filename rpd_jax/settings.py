@@ -120,6 +120,8 @@ SETTINGS: dict[str, Check] = {
     "ppo.learning_rate": number(0, 1),
     "ppo.learning_rate_final": number(0, 1),
     "ppo.critic_first": whole(0, 10**10),
+    "ppo.critic_continues": flag(),
+    "ppo.bootstrap_success": flag(),
     "ppo.gamma": number(0, 1),
     "ppo.gae_lambda": number(0, 1),
     "ppo.finite_horizon": flag(),
@@ -133,9 +135,10 @@ SETTINGS: dict[str, Check] = {
     "ppo.normalize_advantages": flag(),
     "ppo.advantage_std_floor": number(0, 10**6),
     "distill.coef": _COEFFICIENT,
-    "distill.schedule": one_of("constant", "cosine"),
+    "distill.schedule": one_of("constant", "cosine", "success"),
     "distill.coef_final": _COEFFICIENT,
     "distill.anneal_steps": whole(0, 10**10),
+    "distill.anneal_success": number(above=0, high=1, rule="must lie in (0, 1]."),
     "distill.num_samples": whole(1, 1000),
     "distill.averaged": whole(1, 1000),
     "distill.label": one_of(*LABELS),
@@ -144,6 +147,7 @@ SETTINGS: dict[str, Check] = {
     "distill.replay_batch": whole(0, 10**6),
     "distill.replay_coef": _COEFFICIENT,
     "distill.replay_both": flag(),
+    "distill.still": flag(),
     "distill.guide": number(0, 1),
     "distill.guide_final": number(0, 1),
     "distill.augment": whole(0, 4096),
@@ -365,6 +369,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _fill(config, profiles)
     if config.refine == "pixels":
         _drop_stages(config)
+        if config.distill.still is True:
+            raise UserError(
+                "distill.still looks at the labels that a stage begins with, and with refine='pixels' there are none: "
+                "set it to False."
+            )
     elif any(get(config.stages, path) is None for path, _ in fields(config.get("stages", ConfigDict()))):
         raise UserError(
             f"refine='state' has values for its stages in profile='refine', and profile={config.profile!r} has none: "

@@ -33,6 +33,7 @@ from rpd_jax.learning import sharding
 from rpd_jax.learning.algorithms import IMITATION, find_algorithm
 from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import newest_checkpoint, read_part
+from rpd_jax.student.still import with_rests
 from rpd_jax.training_run.fields import FIRST_STAGES
 
 # The expert's and the imitator's. A critic of its own: its features are not the actor's.
@@ -130,6 +131,9 @@ def _from_imitator(stage: Stage, state: TrainingState, label: Path | None) -> Tr
     params = read_part(checkpoint / "state", "learner", "params")
     params["params"]["log_std"] = state.learner.params["params"]["log_std"]
     replay = state.replay
+    if stage.config.distill.still:
+        rows = read_replay(checkpoint, "labels", "count")
+        params = with_rests(params, _samples(_filled(rows)))
     if replay is not None:
         replay = _placed(stage, Replay(frames=None, **read_replay(checkpoint, "states", "labels", "count")))
     came = 0 if replay is None else int(replay.count)
@@ -141,8 +145,8 @@ def _from_labelled(stage: Stage, state: TrainingState, label: Path | None) -> Tr
     if label is None or state.replay is None:
         return state
     rows = read_replay(newest_checkpoint(label / "checkpoints"), "frames", "states", "labels", "count")
-    filled = int(min(rows["count"], len(rows["labels"])))
-    labels = rows["labels"][:filled]
+    labels = _filled(rows)
+    filled = len(labels)
     if stage.config.teacher.name == "student":
         teacher, key = stage.labeller.teacher, jax.random.key(0)
         labels = [
@@ -153,7 +157,19 @@ def _from_labelled(stage: Stage, state: TrainingState, label: Path | None) -> Tr
     replay = state.replay
     for at, end in _chunks(filled):
         replay = stage.learner.fill_replay(replay, rows["frames"][at:end], rows["states"][at:end], labels[at:end])
-    return dataclasses.replace(state, replay=replay, came=int(replay.count))
+    learner = state.learner
+    if stage.config.distill.still:
+        learner = stage.learner.init_from(with_rests(learner.params, _samples(labels)))
+    return dataclasses.replace(state, learner=learner, replay=replay, came=int(replay.count))
+
+
+def _filled(rows: dict) -> jax.Array:
+    """Labels [K, S, A] of a replay's rows."""
+    return rows["labels"][: int(min(rows["count"], len(rows["labels"])))]
+
+
+def _samples(labels: jax.Array) -> jax.Array:
+    return labels.reshape(-1, labels.shape[-1])
 
 
 def _chunks(filled: int) -> list[tuple[int, int]]:

@@ -237,7 +237,10 @@ class Trainer:
     def _learn(self, position: collect.Position | None, clock: StageClock) -> collect.Position:
         """One iteration: rollout, labels, update. Returns where the environments stand."""
         config, stage, iteration = self.config, self.stage, self.state.iteration
-        keys, coefficients = iteration_keys(self.root_key, iteration), stage.coefficients(iteration * self.batch)
+        keys, success = iteration_keys(self.root_key, iteration), 0.0
+        if config.distill.schedule == "success":
+            success = processes.share(self.state.lately)
+        coefficients = stage.coefficients(iteration * self.batch, success)
         guidance = stage.guidance(iteration * self.batch)
         labelled = coefficients.distill > 0.0
         with processes.together():

@@ -75,6 +75,10 @@ def test_stages_follow_from_the_algorithm(tmp_path):
         ({"env.image_size": 64}, "keeps frames as they are drawn"),
         ({"refine": "pixels", "stages.label.total_steps": 4096}, "stages.label.total_steps is a setting of refine"),
         ({"stages.refine.ppo.gamma": 1.5}, "stages.refine.ppo.gamma=1.5 must be"),
+        (
+            {"refine": "pixels", "profile": "cpu", "distill.still": True},
+            "distill.still looks at the labels that a stage",
+        ),
         ({"refine": "latent"}, "refine='latent' is not one of"),
     ],
 )
@@ -182,6 +186,12 @@ def test_a_run_goes_through_its_stages_and_each_is_a_run_itself(whole):
     relabelled = relabelled[:32, 0]
     np.testing.assert_allclose(relabelled, np.clip(mean, -1, 1), atol=1e-5)
     assert np.abs(relabelled - labels[:, 0]).max() > 1e-2
+    # The VLA never turns the gripper: expert and student do not either, by noise or by what they learn.
+    assert not labels[:, 0, 3:6].any() and (np.ptp(labels[:, 0], axis=0)[[0, 1, 2, 6]] > 0.01).all()
+    for student in students[1:]:
+        assert not np.asarray(student.params["params"]["actor"]["output"]["kernel"])[:, 3:6].any()
+        resting = np.asarray(student.params["params"]["log_std"]) < -10
+        np.testing.assert_array_equal(resting, [False, False, False, True, True, True, False])
     # The critic learnt first, while the policy rested.
     assert [row["train/distill_coef"] > 0 for row in rows(workdir / "refine")] == [False, True, True, True]
 
@@ -282,7 +292,7 @@ def test_stages_that_are_not_the_same_are_not_taken(tmp_path):
     assert of_refine == f"Stage refine is not taken: {source / 'refine'} {reason}"
     # A refining stage with the same settings began from other labels: it is another one.
     places, (of_label,) = taken("other_labels", **{"stages.label.total_steps": 8192})
-    assert places == [] and "total_steps: 16384 there, 8192 now" in of_label
+    assert places == [] and "total_steps: 32768 there, 8192 now" in of_label
     # What a run has begun itself stays.
     finished(plan(config, tmp_path / "own")[:1])
     assert taken("own") == (["label", "refine"], [f"Stage refine is that of {source / 'refine'}."])

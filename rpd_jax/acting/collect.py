@@ -71,6 +71,8 @@ def rollout(
     rows: dict[str, list] = defaultdict(list)
     actors = _beside(position.state, np.zeros(envs.num_envs, np.int32)) if guide is None else position.actors
     keys = list(jax.random.split(key, num_steps))
+    # Dense rewards would have come on: to stop short of success would be worth more.
+    success_ends = learner.config.env.reward_mode == "sparse" and not learner.config.ppo.bootstrap_success
     for t in range(num_steps):
         check_stop()
         # To an accelerator each frame goes once.
@@ -88,7 +90,7 @@ def rollout(
             on_frames(rgb, position.state)
         step = envs.step(clipped)
         ended = step.terminated | step.truncated
-        finals.see(step, ended)
+        finals.see(step, ended & ~step.terminated if success_ends else ended)
         for name, row in (
             ("state", position.state),
             ("actions", action),

@@ -99,9 +99,14 @@ class Stage:
         """The share of episodes that the teacher acts in after `step` environment steps."""
         return schedules.guide_share(self.config, step) if self.labeller else 0.0
 
-    def coefficients(self, step: int) -> Coefficients:
-        """What an update after `step` environment steps weighs its terms with, and its learning rate."""
-        return schedules.coefficients(self.config, step)
+    def coefficients(self, step: int, success: float = 0.0) -> Coefficients:
+        """What an update weighs its terms with, and its learning rate.
+
+        Args:
+            step: environment steps before it.
+            success: of the sampled actions, lately, see `TrainingState.lately`; the same in all processes.
+        """
+        return schedules.coefficients(self.config, step, success)
 
     @told_if_no_memory("while acting and labelling", "env.num_envs, ppo.rollout_steps or env.image_size")
     def collect(

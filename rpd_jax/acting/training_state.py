@@ -1,6 +1,7 @@
 """What a run carries from iteration to iteration, and its way into a checkpoint and back."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,8 @@ from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 
 _LISTS = ("evaluations", "sampled", "recent")  # of a TrainingState, in the progress of a checkpoint
+_NUMBERS = ("lately", "took_best")
+_LATELY = 64  # episodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,8 @@ class TrainingState:
         evaluations: success in each evaluation so far; None for each that was left out, see `eval.when_sampled`.
         sampled: where some are left out, the success of the sampled actions in the episodes before each of them.
         recent: successes among the sampled actions' episodes since then, and those episodes.
+        lately: share of successes among the sampled actions' episodes, the last 64 or so: each of them counts 1/64 less
+            than the one after it; 0 at the start.
         took_best: the parameters are no longer those of the last iteration, see `with_best`.
     """
 
@@ -38,6 +43,7 @@ class TrainingState:
     sampled: tuple[float, ...] = ()
     recent: tuple[int, int] = (0, 0)
     came: int = 0
+    lately: float = 0.0
     took_best: bool = False
 
     @property
@@ -61,9 +67,13 @@ class TrainingState:
         return self.reached(until) or (bool(patience and before) and max(recent) <= max(before))
 
     def saw(self, successes: np.ndarray) -> "TrainingState":
-        """With episodes [K] of the sampled actions among the `recent`."""
+        """With episodes [K] of the sampled actions among the `recent`, and in `lately`."""
         before, episodes = self.recent
-        return dataclasses.replace(self, recent=(before + int(successes.sum()), episodes + len(successes)))
+        recent, lately = (before + int(successes.sum()), episodes + len(successes)), self.lately
+        if len(successes):
+            kept = math.exp(-len(successes) / _LATELY)
+            lately = kept * lately + (1.0 - kept) * float(successes.mean())
+        return dataclasses.replace(self, recent=recent, lately=lately)
 
     def evaluated(self, success: float | None, sampled: float | None) -> "TrainingState":
         """After an evaluation, or one that was left out.
@@ -110,7 +120,8 @@ class TrainingState:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves((self.learner, self.replay))):
             raise CheckpointError(f"The replay was lost when memory ran out: the same command {checkpoints.continues}.")
         progress = {"step": step, "row": self.row, "devices": jax.device_count()}
-        progress |= {name: list(getattr(self, name)) for name in _LISTS} | {"took_best": self.took_best}
+        progress |= {name: list(getattr(self, name)) for name in _LISTS}
+        progress |= {name: getattr(self, name) for name in _NUMBERS}
         rows = None
         if self.replay is not None:
             progress["replay"], rows = kept(self.replay, self.came)
@@ -134,8 +145,8 @@ class TrainingState:
         iteration, tree, progress = checkpoints.restore({"learner": self.learner} | inside)
         replay, came = self._restored_replay(tree, progress, checkpoints, say)
         lists = {name: tuple(progress[name]) for name in _LISTS if name in progress}
-        row, took_best = progress.get("row"), progress.get("took_best", False)
-        return TrainingState(tree["learner"], replay, iteration, row, came=came, took_best=took_best, **lists)
+        numbers = {name: progress[name] for name in _NUMBERS if name in progress}
+        return TrainingState(tree["learner"], replay, iteration, progress.get("row"), came=came, **lists, **numbers)
 
     def _restored_replay(
         self, tree: dict, progress: dict, checkpoints: Checkpoints, say: Callable[[str], None]

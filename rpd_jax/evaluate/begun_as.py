@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.trained_student import TrainedStudent
-from rpd_jax.student.networks import ActorCritic
+from rpd_jax.student.networks import CRITIC_MODULES, ActorCritic
 
 # What a critic is made of, and the σ that training begins with.
-_OWN = ("critic", "critic_trunk", "log_std")
+_OWN = (*CRITIC_MODULES, "log_std")
 
 
 def begun_as(network: ActorCritic, params: dict, student: TrainedStudent) -> dict:

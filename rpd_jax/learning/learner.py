@@ -9,21 +9,17 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from rpd_jax.learning import minibatches, objective, sharding
+from rpd_jax.learning import minibatches, sharding
 from rpd_jax.learning.advantages import gae
 from rpd_jax.learning.algorithms import find_algorithm
-from rpd_jax.learning.augmentation import random_shift
-from rpd_jax.learning.minibatches import Samples
+from rpd_jax.learning.finite import FINITE_TERMS, INPUT_TERMS, first_nonfinite_input
 from rpd_jax.learning.replay import Labelled, Replay
 from rpd_jax.learning.rollout import Rollout, check_arrays
 from rpd_jax.learning.schedules import Coefficients
 from rpd_jax.learning.sharding import AXIS, REPLICATED
+from rpd_jax.learning.steps import Progress, Sources, Steps
 from rpd_jax.student.networks import ActorCritic
 from rpd_jax.student.state_features import with_statistics
-
-INPUT_TERMS = ("actions", "logprobs", "values", "rewards", "final_values", "teacher_actions")
-# What must be finite in an update, in the order in which it is looked at.
-FINITE_TERMS = (*INPUT_TERMS, *objective.LOSS_TERMS, "grad_norm")
 
 
 @struct.dataclass
@@ -41,26 +37,6 @@ class LearnerState:
     opt_state: optax.OptState
     updates: jax.Array
     optimizer_steps: jax.Array
-
-
-@struct.dataclass
-class _Sources:
-    """What the minibatches of an update are drawn from, and the numbers that they are taken with."""
-
-    samples: Samples
-    replay: Replay | None
-    fresh: Labelled | None  # the rollout's own part of the replay
-    coefficients: Coefficients
-
-
-@struct.dataclass
-class _Progress:
-    """How far an update is."""
-
-    params: dict
-    opt_state: optax.OptState
-    stopped: jax.Array  # bool, by the target KL or by a number that is not finite
-    nonfinite: jax.Array  # int32, 1 + the place in FINITE_TERMS of what was not finite, or 0
 
 
 class Learner:
@@ -88,10 +64,11 @@ class Learner:
         self._optimizer = optax.chain(
             optax.clip_by_global_norm(config.ppo.max_grad_norm), optax.scale_by_adam(eps=config.ppo.adam_eps)
         )
+        self._steps = Steps(network, config, self._optimizer, self._axis)
         self._update = jax.jit(self._update_on_mesh, static_argnames="per_minibatch")
         self._extend_replay = jax.jit(self._extend_replay_on_mesh, donate_argnums=0)
         self._fill_replay = jax.jit(Replay.add, donate_argnums=0)
-        self._first_nonfinite_input = jax.jit(_first_nonfinite_input)
+        self._first_nonfinite_input = jax.jit(first_nonfinite_input)
         self._init = jax.jit(network.init)
         self._init_optimizer = jax.jit(self._optimizer.init)
         self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
@@ -304,15 +281,15 @@ class Learner:
         num_steps = len(indices)
         epochs = jnp.arange(num_steps) // ppo.num_minibatches
 
-        nonfinite = sharding.max_of_devices(_first_nonfinite_input(rollout), self._axis)
+        nonfinite = sharding.max_of_devices(first_nonfinite_input(rollout), self._axis)
         opt_state = state.opt_state
         if ppo.critic_first:
             fresh = partial(self._optimizer.init, state.params)
             opt_state = jax.lax.cond(coefficients.restart, fresh, lambda: state.opt_state)
-        progress = _Progress(state.params, opt_state, nonfinite > 0, nonfinite)
-        sources = _Sources(samples, replay, self._fresh(samples, replay), coefficients)
+        progress = Progress(state.params, opt_state, nonfinite > 0, nonfinite)
+        sources = Sources(samples, replay, self._fresh(samples, replay), coefficients)
         progress, (terms, looked_at, stepped) = jax.lax.scan(
-            partial(self._step, sources), progress, (indices, epochs, jax.random.split(step_key, num_steps))
+            partial(self._steps.step, sources), progress, (indices, epochs, jax.random.split(step_key, num_steps))
         )
 
         metrics = {name: _mean_where(looked_at, term) for name, term in terms.items()}
@@ -341,55 +318,6 @@ class Learner:
             return None
         return samples.labelled().newest(replay.capacity)
 
-    def _step(self, sources, progress, inputs):
-        """One minibatch, unless the update has stopped: its terms, whether it was looked at and stepped on."""
-
-        run = partial(self._learn_from_minibatch, sources)
-        _, terms = jax.eval_shape(run, progress, *inputs)
-
-        def skip(progress, *inputs):
-            return progress, jax.tree.map(lambda term: jnp.full(term.shape, jnp.nan, term.dtype), terms)
-
-        after, terms = jax.lax.cond(progress.stopped, skip, run, progress, *inputs)
-        return after, (terms, ~progress.stopped, ~after.stopped)
-
-    def _learn_from_minibatch(self, sources, progress, indices, epoch, key):
-        ppo = self.config.ppo
-        minibatch, replayed = self._draw(sources, indices, epoch, key)
-        gradient = jax.value_and_grad(objective.objective, has_aux=True)
-        (_, terms), grads = gradient(
-            progress.params, self.network, self.config, minibatch, replayed, sources.coefficients, self._axis
-        )
-        terms, grads = sharding.mean_of_devices((terms, grads), self._axis)
-        terms["grad_norm"] = optax.global_norm(grads)
-        looked_at = [terms[name] for name in FINITE_TERMS[len(INPUT_TERMS) :]]
-        nonfinite = _first_nonfinite(looked_at, len(INPUT_TERMS))
-        exceeded = terms["approx_kl"] > ppo.target_kl if ppo.target_kl else jnp.zeros((), bool)
-
-        def step():
-            updates, opt_state = self._optimizer.update(grads, progress.opt_state, progress.params)
-            rate = sources.coefficients.learning_rate
-            return jax.tree.map(lambda p, u: p - rate * u, progress.params, updates), opt_state
-
-        stopped = exceeded | (nonfinite > 0)
-        params, opt_state = jax.lax.cond(stopped, lambda: (progress.params, progress.opt_state), step)
-        return _Progress(params, opt_state, stopped, jnp.maximum(progress.nonfinite, nonfinite)), terms
-
-    def _draw(self, sources, indices, epoch, key):
-        """A minibatch, and the frames of the replay that join it."""
-        distill = self.config.distill
-        replay_key, shift_key, replay_shift_key = jax.random.split(key, 3)
-        minibatch = sources.samples.minibatch(indices, epoch)
-        if distill.augment_ppo and minibatch.rgb is not None:
-            minibatch = minibatch.replace(rgb=random_shift(shift_key, minibatch.rgb, distill.augment))
-        if sources.replay is None:
-            return minibatch, None
-        rows, filled = sources.replay.sample(replay_key, distill.replay_batch, sources.fresh)
-        if rows.frames is not None:
-            rows = rows.replace(frames=random_shift(replay_shift_key, rows.frames, distill.augment))
-        # Nothing to learn from an empty ring.
-        return minibatch, objective.Replayed(rows, (filled > 0).astype(jnp.float32))
-
     def _rollout_metrics(self, samples, valid):
         """What does not depend on the minibatches, of all devices together."""
         everyone = (samples.returns, samples.values, samples.advantages, valid)
@@ -409,16 +337,3 @@ class Learner:
 def _mean_where(looked_at, term):
     """The mean of the entries looked at, 0 if there are none; the others may be NaN."""
     return jnp.sum(jnp.where(looked_at, term, 0.0)) / jnp.maximum(jnp.sum(looked_at), 1)
-
-
-def _first_nonfinite_input(rollout):
-    return _first_nonfinite([getattr(rollout, name) for name in INPUT_TERMS], 0)
-
-
-def _first_nonfinite(terms, offset):
-    """int32: 1 + offset + index of the first term that is not finite everywhere, 0 if all are (None: finite)."""
-    code = jnp.zeros((), jnp.int32)
-    for index, term in reversed(list(enumerate(terms))):
-        if term is not None:
-            code = jnp.where(jnp.all(jnp.isfinite(term)), code, offset + index + 1)
-    return code

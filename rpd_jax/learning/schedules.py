@@ -26,26 +26,36 @@ class Coefficients:
     restart: bool = False
 
 
-def coefficients(config: ConfigDict, step: int) -> Coefficients:
-    """The coefficients of an update that follows `step` environment steps."""
+def coefficients(config: ConfigDict, step: int, success: float = 0.0) -> Coefficients:
+    """The coefficients of an update that follows `step` environment steps.
+
+    Args:
+        config: of the training.
+        step: environment steps so far.
+        success: of the sampled actions, lately; read where `distill.schedule` goes by it.
+    """
     critic_first = config.ppo.critic_first
     policy = 0.0 if step < critic_first else 1.0
     restart = 0 < critic_first <= step < critic_first + config.env.num_envs * config.ppo.rollout_steps
-    coef = policy * distill_coef(config.distill, step)
+    coef = policy * distill_coef(config.distill, step, success)
     rate = learning_rate(config.ppo, step, config.total_steps)
     return Coefficients(
         distill=coef, replay=coef * config.distill.replay_coef, learning_rate=rate, policy=policy, restart=restart
     )
 
 
-def distill_coef(distill: ConfigDict, step: int) -> float:
-    """λ after `step` environment steps.
+def distill_coef(distill: ConfigDict, step: int, success: float = 0.0) -> float:
+    """λ after `step` environment steps, where the sampled actions' success is s.
 
     constant: `coef`. cosine: coef_final + (coef − coef_final)(0.5 cos(π step / anneal_steps) + 0.5) until
-    `anneal_steps`, then `coef_final`; with coef 1 and coef_final 0 it is the schedule of the published code.
+    `anneal_steps`, then `coef_final`; with coef 1 and coef_final 0 it is the schedule of the published code. success:
+    coef_final + (coef − coef_final)(1 − s / anneal_success) below a success of `anneal_success`, then `coef_final`.
     """
     if distill.schedule == "constant":
         return distill.coef
+    if distill.schedule == "success":
+        share = max(0.0, 1.0 - success / distill.anneal_success)
+        return distill.coef_final + (distill.coef - distill.coef_final) * share
     if step >= distill.anneal_steps:
         return distill.coef_final
     share = 0.5 * math.cos(math.pi * step / distill.anneal_steps) + 0.5

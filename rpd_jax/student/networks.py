@@ -12,10 +12,13 @@ from ml_collections import ConfigDict
 from rpd_jax.student.convolution import conv_stack, resize_frames
 from rpd_jax.student.gaussian import gaussian_log_prob
 from rpd_jax.student.state_features import KINDS, StateFeatures
+from rpd_jax.student.still import held
 
 OBSERVATIONS = ("rgb", "rgb+state", "state")
 # shared: on the actor's features | state: on the simulator's state, with layers of its own (Pinto et al. 2017).
 CRITICS = ("shared", "state")
+# Names of what no actor reads, in the parameters of either.
+CRITIC_MODULES = ("critic", "critic_trunk")
 PRECISIONS = ("float32", "bfloat16")  # of the convolutions; all else is float32
 # Below, NatureCNN's third convolution has nothing left to look at.
 SMALLEST_IMAGE = 36
@@ -245,7 +248,8 @@ class ActorCritic(nn.Module):
         error = None
         if self.state_coef > 0 and state is not None:
             error = self.state_error(features, jax.lax.stop_gradient(seen[:, : state.shape[-1]]))
-        return self.actor(features), self.log_std, self.value_head(critic_features)[:, 0], error
+        mean, log_std = held(self.actor(features), self.log_std)
+        return mean, log_std, self.value_head(critic_features)[:, 0], error
 
     def _features(self, rgb, state):
         """What the actor's head sees, and the state as the networks see it."""

@@ -27,8 +27,12 @@ _ADDED_FIELDS = {
     # An Octo's gripper stayed as it was and OpenVLA's was turned: for every checkpoint but an Octo of 0..1, "auto".
     "teacher.gripper": "auto",
     "ppo.critic_first": 0,
+    "ppo.critic_continues": False,
+    "ppo.bootstrap_success": True,
     "distill.label": "mean",
     "distill.replay_both": False,
+    "distill.still": False,
+    "distill.anneal_success": 0.5,
     "distill.guide": 0.0,
     "distill.guide_final": 0.0,
     "eval.until": 0.0,

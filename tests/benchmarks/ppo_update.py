@@ -71,7 +71,7 @@ def jax_updater(image_size: int, encoder: str):
         "update_epochs": EPOCHS, "num_minibatches": NUM_MINIBATCHES, "learning_rate": 3e-4, "gamma": 0.8,
         "gae_lambda": 0.9, "finite_horizon": True, "clip": 0.2, "clip_value_loss": False, "entropy_coef": 0.0,
         "value_coef": 0.5, "max_grad_norm": 0.5, "adam_eps": 1e-5, "target_kl": 0.0, "normalize_advantages": True,
-        "advantage_std_floor": 0.0, "critic_first": 0,
+        "advantage_std_floor": 0.0, "critic_first": 0, "critic_continues": False,
     }  # fmt: skip
     config.distill = {
         "coef": 1.0, "num_samples": 10, "std_floor": 0.0, "replay": 0, "replay_batch": 0, "replay_coef": 0.0,

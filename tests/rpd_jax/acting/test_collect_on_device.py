@@ -1,5 +1,6 @@
 """From environments whose arrays are JAX's a rollout is collected where they lie, and is that of NumPy's arrays."""
 
+import copy
 import json
 import os
 import subprocess
@@ -125,6 +126,29 @@ def test_each_ended_episode_is_worth_its_last_observation(collected, learner, ki
     assert truncated.sum() > 5
     bootstrapped = rollout.rewards + GAMMA * expected - rollout.values
     np.testing.assert_allclose(advantages[truncated], bootstrapped[truncated], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_success_may_end_what_an_episode_is_worth(collected, learner, on_host):
+    """Then only episodes that ran out of time are worth their last observation, and what was cut."""
+    (rollout, _, steps), params = collected[0]["numpy" if on_host else "jax"], collected[1]
+    ending = copy.copy(learner)
+    ending.config = learner.config.copy_and_resolve_references()
+    ending.config.ppo.bootstrap_success = False
+
+    def collected_again():
+        envs = Remembering(ENVS, on_host)
+        return collect.rollout(envs, ending, params, collect.start(envs, 3), STEPS, KEY)[0]
+
+    other = collected_again()
+    terminated = np.stack([step.terminated for step in steps])
+    assert terminated.sum() > 5 and np.all(np.asarray(rollout.final_values)[terminated] != 0)
+    expected = np.where(terminated, 0.0, rollout.final_values)
+    np.testing.assert_allclose(other.final_values, expected, rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, other.replace(final_values=None), rollout.replace(final_values=None))
+    # Where rewards come at every step, an end by success would be a loss.
+    ending.config.env.reward_mode = "normalized_dense"
+    jax.tree.map(np.testing.assert_array_equal, collected_again(), rollout)
 
 
 @pytest.mark.slow

@@ -51,8 +51,19 @@ def test_where_evaluations_are_left_out_the_sampled_actions_say_what_was_best():
     assert state.evaluated(0.9, None).evaluations[-1] == 0.9
 
 
+def test_what_succeeds_lately_counts_more_than_what_did_before():
+    state = TrainingState({"weight": jnp.ones(3)}, None)
+    assert state.lately == 0.0
+    risen = [state := state.saw(np.ones(32, np.float32)) for _ in range(20)]
+    np.testing.assert_allclose([one.lately for one in risen], 1 - np.exp(-0.5 * np.arange(1, 21)), rtol=1e-6)
+    # Sixteen episodes of which half succeed take a part of what is missing, none take nothing.
+    state = state.saw(np.tile(np.array([0.0, 1.0], np.float32), 8))
+    assert state.lately == pytest.approx(risen[-1].lately + (1 - np.exp(-0.25)) * (0.5 - risen[-1].lately))
+    assert state.saw(np.zeros(0, np.float32)).lately == state.lately
+
+
 def test_evaluations_so_far_are_part_of_a_checkpoint(tmp_path):
-    marks = {"evaluations": (None, 0.5), "sampled": (0.25, 0.375), "recent": (3, 7)}
+    marks = {"evaluations": (None, 0.5), "sampled": (0.25, 0.375), "recent": (3, 7), "lately": 0.3}
     state = TrainingState({"weight": jnp.ones(3)}, None, 2, **marks)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         state.save(checkpoints, step=8)

@@ -63,6 +63,8 @@ def make_config(**changes):
                 "advantage_std_floor": 0.0,
                 "adam_eps": HYPER["adam_eps"],
                 "critic_first": 0,
+                "critic_continues": False,
+                "bootstrap_success": True,
             },
             "teacher": {"refresh": "rollout"},
             "distill": {

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import default
@@ -38,3 +40,19 @@ def test_the_critic_learns_first_and_then_adam_begins_anew():
     assert [c.restart for c in found] == [False, False, True, False]
     config.ppo.critic_first = 0
     assert not schedules.coefficients(config, 0).restart and schedules.coefficients(config, 0).policy == 1.0
+
+
+@given(success=st.floats(0, 1), threshold=st.floats(0.01, 1), step=st.integers(0, 10**9))
+def test_with_success_lambda_falls_while_the_sampled_actions_get_better(success, threshold, step):
+    """And is back where they get worse, whatever the step."""
+    kind = {"schedule": "success", "anneal_success": threshold}
+    distill = ConfigDict({"coef": 2.0, "coef_final": 0.5, "anneal_steps": 1} | kind)
+    found = schedules.distill_coef(distill, step, success)
+    assert 0.5 <= found <= 2.0
+    if success >= threshold:
+        assert found == 0.5
+    elif success < 0.99 * threshold:
+        assert found > 0.5
+    assert schedules.distill_coef(distill, step, 0.0) == 2.0
+    assert schedules.distill_coef(distill, step, threshold / 2) == pytest.approx(1.25)
+    assert schedules.distill_coef(distill, step, success / 2) >= found
