@@ -321,7 +321,7 @@ def _stages() -> dict:
             "checkpoint": {"every": 8, "keep": 1},
         },
         "refine": {
-            "total_steps": 524_288,
+            "total_steps": 1_048_576,
             "student": {"initial_log_std": -2.0},
             "ppo": {
                 "critic_first": 8192,
