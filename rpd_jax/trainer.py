@@ -30,6 +30,7 @@ from rpd_jax.run.stages import StageClock
 from rpd_jax.run.stop import StopRequest
 from rpd_jax.run.whole_file import write_json
 from rpd_jax.stages import StagePlan, plan
+from rpd_jax.student.still import resting
 from rpd_jax.training_run.console import TrainingConsole, TrainingProgress
 from rpd_jax.training_run.fields import TRAINING, default_workdir
 
@@ -308,7 +309,11 @@ class Trainer:
         say, latest = self.console.say, self.checkpoints.latest
         fresh = self.stage.fresh_state(self.root_key)
         if latest is None:
-            return plan.begin(self.stage, fresh)
+            state = plan.begin(self.stage, fresh)
+            if rests := resting(state.learner.params):
+                numbers = ", ".join(map(str, rests))
+                say(f"Actions rest in dimensions {numbers}: no label moves there (distill.still).")
+            return state
         say(f"Continuing after iteration {latest} of {self.num_iterations}.")
         if latest % self.config.eval.every and latest % self.config.checkpoint.every:
             say("The episodes that ran then are lost: the environments begin new ones.")

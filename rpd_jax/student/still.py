@@ -21,6 +21,11 @@ def held(mean: Float[Array, "B A"], log_std: Float[Array, " A"]) -> tuple[Float[
     return tuple(jnp.where(rests, jax.lax.stop_gradient(array), array) for array in (mean, log_std))
 
 
+def resting(variables: dict) -> list[int]:
+    """The dimensions at rest in a student's variables, counted from 1."""
+    return [int(index) + 1 for index in jnp.flatnonzero(variables["params"]["log_std"] <= RESTS)]
+
+
 def with_rests(variables: dict, labels: Float[Array, "K A"]) -> dict:
     """A student's variables with all dimensions at rest in which labels [K, A] are alike, at the middle of them.
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpd_jax.student.networks import ActorCritic
-from rpd_jax.student.still import RESTS, held, with_rests
+from rpd_jax.student.still import RESTS, held, resting, with_rests
 
 STATES = np.random.default_rng(0).normal(size=(64, 9)).astype(np.float32)
 NETWORK = ActorCritic(observation="state", critic="state", initial_log_std=-2.0)
@@ -59,6 +59,7 @@ def test_dimensions_rest_exactly_where_labels_are_alike(alike, count, seed):
     log_std = with_rests(FRESH, labels)["params"]["log_std"]
     np.testing.assert_array_equal(log_std == RESTS, expected)
     np.testing.assert_array_equal(log_std[~expected], -2.0)
+    assert resting(with_rests(FRESH, labels)) == [index + 1 for index in range(7) if expected[index]]
 
 
 def test_without_labels_or_rests_nothing_changes():
