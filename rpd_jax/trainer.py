@@ -18,7 +18,7 @@ from rpd_jax.acting.stage import Stage, iteration_keys
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.errors import UserError
 from rpd_jax.first_stages import check_first_stages, take_over
-from rpd_jax.learning.algorithms import find_algorithm
+from rpd_jax.learning.finite import mend_of
 from rpd_jax.run import processes
 from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.run.directory import check_run, open_run
@@ -326,15 +326,3 @@ class Trainer:
                 f"{term} was not finite in iteration {self.state.iteration}; the run stopped before it reached the "
                 f"parameters, and they are saved in {self.workdir}: {mend_of(term, self.config.algorithm)}."
             )
-
-
-def mend_of(term: str, algorithm: str) -> str:
-    """What helps where one of FINITE_TERMS was not finite, the end of a sentence."""
-    if term == "rewards":
-        return "mend the rewards of the task"
-    if term == "teacher_actions":
-        return "look at the teacher's checkpoint and its action statistics"
-    mend = "lower ppo.learning_rate in a run with another --workdir"
-    if term in ("distill_loss", "replay_loss") and find_algorithm(algorithm).reads_spread:
-        mend += ", or raise distill.std_floor there, for a teacher whose samples of a frame are the same"
-    return mend

@@ -8,11 +8,11 @@ from configs import push_cube_sparse
 from rpd_jax import settings
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.errors import UserError
-from rpd_jax.learning.finite import FINITE_TERMS
+from rpd_jax.learning.finite import FINITE_TERMS, mend_of
 from rpd_jax.learning.learner import Learner
 from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.student.networks import ActorCritic
-from rpd_jax.trainer import mend_of, train
+from rpd_jax.trainer import train
 
 ENVS, STEPS = 2, 8
 STATE_DIM = 35  # of PushCube-v1
