@@ -262,6 +262,16 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     ),
     (
         lambda c: (
+            c.distill.schedule == "success"
+            and c.distill.coef_final == 0
+            and (c.refine == "state" or not find_algorithm(c.algorithm).reinforces)
+        ),
+        "distill.schedule='success' and distill.coef_final=0 leave a student that only imitates nothing to learn once "
+        "it succeeds: set the schedule to constant (that of refine='state' is its last stage's; the refining one's is "
+        "stages.refine.distill.schedule).",
+    ),
+    (
+        lambda c: (
             c.refine == "pixels"
             and find_algorithm(c.algorithm).reinforces
             and (c.distill.guide or c.distill.guide_final)

@@ -79,6 +79,7 @@ def test_stages_follow_from_the_algorithm(tmp_path):
             {"refine": "pixels", "profile": "cpu", "distill.still": True},
             "distill.still looks at the labels that a stage",
         ),
+        ({"distill.schedule": "success", "distill.coef_final": 0.0}, "leave a student that only imitates nothing to"),
         ({"refine": "latent"}, "refine='latent' is not one of"),
     ],
 )
