@@ -317,7 +317,7 @@ def _stages() -> dict:
                 "guide": 1.0,
                 "guide_final": 0.25,
             },
-            "eval": {"every": 4, "episodes": 16, "final_episodes": 112, "until": 0.9, "when_sampled": 0.5},
+            "eval": {"every": 4, "episodes": 16, "final_episodes": 112, "until": 0.8, "when_sampled": 0.5},
             "checkpoint": {"every": 8, "keep": 1},
         },
         "refine": {
