@@ -130,13 +130,13 @@ def _from_imitator(stage: Stage, state: TrainingState, label: Path | None) -> Tr
     checkpoint = newest_checkpoint(label / "checkpoints")
     params = read_part(checkpoint / "state", "learner", "params")
     params["params"]["log_std"] = state.learner.params["params"]["log_std"]
-    replay = state.replay
-    if stage.config.distill.still:
-        rows = read_replay(checkpoint, "labels", "count")
-        params = with_rests(params, _samples(_filled(rows)))
+    replay, came = state.replay, 0
     if replay is not None:
-        replay = _placed(stage, Replay(frames=None, **read_replay(checkpoint, "states", "labels", "count")))
-    came = 0 if replay is None else int(replay.count)
+        rows = read_replay(checkpoint, "states", "labels", "count")
+        if stage.config.distill.still:
+            params = with_rests(params, _samples(_filled(rows)))
+        replay = _placed(stage, Replay(frames=None, **rows))
+        came = int(replay.count)
     return dataclasses.replace(state, learner=stage.learner.init_from(params), replay=replay, came=came)
 
 
