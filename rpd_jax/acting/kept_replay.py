@@ -66,7 +66,7 @@ def read_replay(checkpoint: Path, *names: str) -> dict[str, jax.Array]:
 
     Args:
         checkpoint: its folder, in the folder of a run's checkpoints.
-        names: of the arrays of `Replay`.
+        names: of the arrays of `Replay`; the others are not read.
 
     Raises:
         UserError: they cannot be read.
@@ -80,8 +80,8 @@ def read_replay(checkpoint: Path, *names: str) -> dict[str, jax.Array]:
         check_complete(spans, *_needed(saved))
         for span in spans:
             slots = np.arange(span.start, span.end) % saved["ring"]
-            for name, rows in files.read(span).items():
-                rows = np.asarray(rows)
+            for name in set(names) - {"count"}:
+                rows = np.asarray(files.read(span, name))
                 rows = rows.reshape(-1, len(slots), *rows.shape[1:])  # of each device
                 ring = rings.setdefault(name, np.zeros((len(rows), saved["ring"], *rows.shape[2:]), rows.dtype))
                 ring[:, slots] = rows

@@ -172,7 +172,7 @@ class Checkpoints:
         with self._told_if_damaged(f", or {self._row_files.directory} to continue with an empty replay"):
             check_complete(spans, first, end)
             for span in spans:
-                put(span, self._row_files.read(span, sharding))
+                put(span, self._row_files.read(span, sharding=sharding))
         self._spans = spans
 
     @property

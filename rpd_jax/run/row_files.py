@@ -73,9 +73,9 @@ class RowFiles:
             spans.append(span)
         return spans
 
-    def read(self, span: Span, sharding: jax.sharding.Sharding | None = None) -> Any:
-        """The rows of one file, on the devices of `sharding`; raises as `read_branch`."""
-        return read_branch(self.directory / span.file, sharding=sharding)
+    def read(self, span: Span, *names: str, sharding: jax.sharding.Sharding | None = None) -> Any:
+        """The rows of one file, or the branch of them that `names` lead to; as `read_branch`."""
+        return read_branch(self.directory / span.file, names, sharding)
 
     def remove_all_but(self, spans: Iterable[Span]) -> None:
         """Removes the other files, also what a killed process left half-written."""
