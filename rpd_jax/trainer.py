@@ -312,7 +312,7 @@ class Trainer:
             state = plan.begin(self.stage, fresh)
             if rests := resting(state.learner.params):
                 numbers = ", ".join(map(str, rests))
-                say(f"Actions rest in dimensions {numbers}: no label moves there (distill.still).")
+                say(f"Actions rest in dimensions {numbers}: no label moved there (distill.still).")
             return state
         say(f"Continuing after iteration {latest} of {self.num_iterations}.")
         if latest % self.config.eval.every and latest % self.config.checkpoint.every:

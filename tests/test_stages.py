@@ -187,7 +187,7 @@ def test_a_run_goes_through_its_stages_and_each_is_a_run_itself(whole):
     relabelled = relabelled[:32, 0]
     np.testing.assert_allclose(relabelled, np.clip(mean, -1, 1), atol=1e-5)
     assert np.abs(relabelled - labels[:, 0]).max() > 1e-2
-    assert said.count("Actions rest in dimensions 4, 5, 6: no label moves there (distill.still).") == 2
+    assert said.count("Actions rest in dimensions 4, 5, 6: no label moved there (distill.still).") == 2
     # The VLA never turns the gripper: expert and student do not either, by noise or by what they learn.
     assert not labels[:, 0, 3:6].any() and (np.ptp(labels[:, 0], axis=0)[[0, 1, 2, 6]] > 0.01).all()
     for student in students[1:]:

@@ -1,5 +1,6 @@
 """A student that begins as another run's does what that one does, and its critic knows nothing of it."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.evaluate.begun_as import begun_as
 from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.student.networks import ActorCritic
+from rpd_jax.student.still import resting, with_rests
 
 ROOT = Path(__file__).resolve().parents[3]
 FRAMES = np.random.default_rng(1).integers(0, 256, (3, 40, 40, 3), np.uint8)
@@ -36,6 +38,19 @@ def test_it_acts_like_the_other_with_a_critic_of_its_own(tmp_path, observation):
     np.testing.assert_array_equal(log_std, np.full(7, -2.0, np.float32))
     for name in ("critic", "critic_trunk"):
         jax.tree.map(np.testing.assert_array_equal, begun["params"][name], fresh["params"][name])
+
+
+def test_where_the_other_rests_it_rests(tmp_path):
+    make_run(tmp_path / "run", observation="state")
+    other = load_student(tmp_path / "run")
+    labels = np.eye(7, dtype=np.float32)[:5]  # alike in the last two dimensions
+    other = dataclasses.replace(other, params=with_rests(other.params, labels))
+    network = ActorCritic(observation="state", state=other.network.state, initial_log_std=-2.0)
+    fresh = network.init(jax.random.key(0), None, STATES)
+    begun = begun_as(network, fresh, other)
+    assert resting(begun) == [6, 7]
+    np.testing.assert_array_equal(begun["params"]["log_std"][:5], np.full(5, -2.0, np.float32))
+    np.testing.assert_allclose(network.apply(begun, None, STATES)[0][:, 5:], 0.0, atol=1e-6)
 
 
 def test_an_actor_that_is_built_differently_is_refused(tmp_path):
