@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from octo_teacher.model.diffusion import ScoreActor, noise_schedule
+from octo_teacher.model.diffusion import ScoreActor, noise_schedule, noised
 from octo_teacher.model.token_groups import TokenGroup
 from octo_teacher.model.tokenizers import bin_thresholds, to_bins
 from octo_teacher.model.transformer import MAPHead
@@ -324,15 +324,9 @@ class DiffusionActionHead(ActionHead):
         """
         flat = actions.reshape(*actions.shape[:2], -1)
         flat = jnp.clip(flat, -self.max_action, self.max_action)
-        if time is None or noise is None:
-            time_key, noise_key = jax.random.split(self.make_rng("dropout"))
-            if time is None:
-                shape = (self.n_diffusion_samples, *flat.shape[:2], 1)
-                time = jax.random.randint(time_key, shape, 0, self.diffusion_steps)
-            if noise is None:
-                noise = jax.random.normal(noise_key, (self.n_diffusion_samples, *flat.shape))
-        alpha_hat = self.schedule()[2][time]
-        noisy = jnp.sqrt(alpha_hat) * flat[None] + jnp.sqrt(1 - alpha_hat) * noise
+        time, noise, noisy = noised(
+            flat, self.schedule()[2], lambda: self.make_rng("dropout"), time, noise, (self.n_diffusion_samples,)
+        )
         prediction = self(outputs, time, noisy, train=train)
         mask = (timestep_pad_mask[:, :, None, None] & action_pad_mask).reshape(flat.shape)[None]
         return continuous_loss(prediction, noise, mask, self.loss_type, self.action_dim)

@@ -1,5 +1,6 @@
 """The denoising network of the diffusion head, and the noise schedule of both denoising heads."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +24,37 @@ def noise_schedule(steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     betas = cosine_beta_schedule(steps)
     alphas = 1 - betas
     return jnp.asarray(betas), jnp.asarray(alphas), jnp.asarray(np.cumprod(alphas, dtype=np.float32))
+
+
+def noised(
+    actions: jax.Array,
+    alpha_hats: jax.Array,
+    make_rng: Callable[[], jax.Array],
+    time: jax.Array | None = None,
+    noise: jax.Array | None = None,
+    draws: tuple[int, ...] = (),
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a network learns to denoise: sqrt(alpha_hat_t) * actions + sqrt(1 - alpha_hat_t) * noise.
+
+    Args:
+        actions: float32 [B, W, ...].
+        alpha_hats: float32 [steps].
+        make_rng: gives the key of what is drawn, and is not called where nothing is.
+        time: int [*draws, B, W, 1]; drawn if None.
+        noise: float32 [*draws, B, W, ...]; drawn if None.
+        draws: how often the actions are noised, as leading axes.
+
+    Returns:
+        time, noise, and the noisy actions, float32 [*draws, B, W, ...].
+    """
+    if time is None or noise is None:
+        time_key, noise_key = jax.random.split(make_rng())
+        if time is None:
+            time = jax.random.randint(time_key, (*draws, *actions.shape[:2], 1), 0, len(alpha_hats))
+        if noise is None:
+            noise = jax.random.normal(noise_key, (*draws, *actions.shape))
+    alpha_hat = alpha_hats[time].reshape(*time.shape, *(1,) * (actions.ndim - 3))
+    return time, noise, jnp.sqrt(alpha_hat) * actions + jnp.sqrt(1 - alpha_hat) * noise
 
 
 class FourierFeatures(nn.Module):

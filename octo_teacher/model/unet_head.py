@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from octo_teacher.model.action_heads import Metrics, Outputs, SamplingNoise, TokenReader, continuous_loss
-from octo_teacher.model.diffusion import noise_schedule
+from octo_teacher.model.diffusion import noise_schedule, noised
 from octo_teacher.model.unet import ConditionalUnet1D
 from rpd_jax.errors import UserError
 
@@ -126,14 +126,7 @@ class UNetDDPMActionHead(TokenReader):
             noise: float32, as actions; drawn likewise.
         """
         actions = jnp.clip(actions, -self.max_action, self.max_action)
-        if time is None or noise is None:
-            time_key, noise_key = jax.random.split(self.make_rng("dropout"))
-            if time is None:
-                time = jax.random.randint(time_key, (*actions.shape[:2], 1), 0, self.timesteps)
-            if noise is None:
-                noise = jax.random.normal(noise_key, actions.shape)
-        alpha_hat = self.schedule()[1][time][..., None]
-        noisy = jnp.sqrt(alpha_hat) * actions + jnp.sqrt(1 - alpha_hat) * noise
+        time, noise, noisy = noised(actions, self.schedule()[1], lambda: self.make_rng("dropout"), time, noise)
         prediction = self(outputs, time, noisy, train=train)
         mask = timestep_pad_mask[:, :, None, None] & action_pad_mask
         return continuous_loss(prediction, noise, mask, "mse", self.action_dim)
