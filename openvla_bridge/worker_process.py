@@ -300,4 +300,6 @@ class WorkerProcess:
 
 def _environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    # Threads that go round while they wait for others keep the environments, and those others, from the cores.
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {**waiting, **os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}

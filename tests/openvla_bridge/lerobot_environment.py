@@ -52,6 +52,7 @@ def make_policies(folder: Path) -> LeRobot:
     np.savez(folder / "given.npz", frames=frames, states=states[:, :9], seeds=seeds)
     python, hub = lerobot_python(), folder / "hub"
     environment = {**os.environ, "PYTHONPATH": "", "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as many threads as the workers have, for the same rounding
     subprocess.run([python, PEER, folder / "given.npz", folder], check=True, env=environment, timeout=500)
     for weights in hub.rglob("model.safetensors"):
         weights.unlink()  # a checkpoint has all weights

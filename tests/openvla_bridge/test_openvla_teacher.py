@@ -71,6 +71,13 @@ def test_the_worker_tries_to_import_neither_jax_nor_rpd_jax(teacher):
     assert record.read_text() == ""
 
 
+def test_the_worker_s_threads_sleep_while_they_wait(teacher):
+    """Where environments need the cores as well, those that do not made labels ten times as slow."""
+    teacher, _ = teacher
+    (pid,) = teacher.team.pids
+    assert psutil.Process(pid).environ()["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 def test_actions_are_those_of_the_model_in_this_process(teacher, checkpoint):
     teacher, _ = teacher
     teacher._temperature = 0.0
