@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -18,4 +19,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def lerobot(tmp_path_factory) -> LeRobot:
-    return make_policies(tmp_path_factory.mktemp("lerobot"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes
+    return make_policies(folder / "lerobot")
