@@ -74,6 +74,11 @@ class Steps:
         exceeded = terms["approx_kl"] > target_kl if target_kl else jnp.zeros((), bool)
         stopped = exceeded | (nonfinite > 0)
         params, opt_state = self._stepped(progress, grads, sources.coefficients.learning_rate, ~stopped)
+        if self.config.ppo.critic_first:
+            # Neither the critic's loss nor the guess of the state moves what a resting policy sees by. (Their moments
+            # are dropped when it begins to learn.)
+            learns = sources.coefficients.policy > 0
+            params = _where_of_policy(lambda old, new: jnp.where(learns, new, old), progress.params, params)
         return Progress(params, opt_state, stopped, jnp.maximum(progress.nonfinite, nonfinite)), terms
 
     def _critic_continues(self, sources, progress, indices, epoch, key):
@@ -84,8 +89,7 @@ class Steps:
         nonfinite = jnp.maximum(progress.nonfinite, nonfinite)
         after = self._stepped(progress, grads, resting.learning_rate, nonfinite == 0)
         # Adam's moments would move the policy on. (Its count stays the policy's: what it corrects cancels, nearly.)
-        kept = partial(jax.tree_util.tree_map_with_path, lambda path, old, new: new if _of_critic(path) else old)
-        params, opt_state = kept((progress.params, progress.opt_state), after)
+        params, opt_state = _where_of_policy(lambda old, new: old, (progress.params, progress.opt_state), after)
         return progress.replace(params=params, opt_state=opt_state, nonfinite=nonfinite)
 
     def _gradient(self, sources, params, indices, epoch, key):
@@ -123,6 +127,13 @@ class Steps:
             rows = rows.replace(frames=random_shift(replay_shift_key, rows.frames, distill.augment))
         # Nothing to learn from an empty ring.
         return minibatch, objective.Replayed(rows, (filled > 0).astype(jnp.float32))
+
+
+def _where_of_policy(choose, before, after):
+    """Parameters, or Adam's moments, after a step; `choose(before, after)` where they are not the critic's alone."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, old, new: new if _of_critic(path) else choose(old, new), before, after
+    )
 
 
 def _of_critic(path):

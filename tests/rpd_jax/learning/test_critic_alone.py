@@ -13,6 +13,7 @@ from rpd_jax.learning.schedules import Coefficients
 from rpd_jax.student.networks import ActorCritic
 
 T, N, D = 6, 4, 5
+FRAMES = jnp.asarray(np.random.default_rng(2).integers(0, 256, (T, N, 40, 40, 3), np.uint8))
 STATES = jnp.asarray(np.random.default_rng(1).normal(size=(T, N, D)), jnp.float32)
 
 
@@ -26,12 +27,13 @@ def make_learner(**changes):
     return Learner(ActorCritic.from_config(config.student), config)
 
 
-def collected(learner, state):
+def collected(learner, state, frames=None):
     """A rollout of the student of `state`."""
     rng = np.random.default_rng(0)
-    acted = [learner.policy_step(state.params, None, STATES[t], jax.random.key(t)) for t in range(T)]
+    seen = [(None if frames is None else frames[t], STATES[t]) for t in range(T)]
+    acted = [learner.policy_step(state.params, *seen[t], jax.random.key(t)) for t in range(T)]
     return Rollout(
-        rgb=None,
+        rgb=frames,
         state=STATES,
         actions=jnp.stack([action for action, _, _ in acted]),
         logprobs=jnp.stack([logprob for _, logprob, _ in acted]),
@@ -68,6 +70,23 @@ def test_the_policy_rests_while_the_critic_learns_first():
     fresh, _ = learner.update(learner.init_from(after.params), rollout, jax.random.key(2), again)
     jax.tree.map(np.testing.assert_array_equal, restarted.params["params"], fresh.params["params"])
     assert {"actor", "trunk_0", "log_std"} <= moved(after.params, restarted.params)
+
+
+@pytest.mark.parametrize("critic", ["state", "shared"])
+def test_what_a_resting_policy_sees_by_rests(critic):
+    """Neither the critic on its features nor the guess of the state from them moves an encoder."""
+    settings = {"profile": "cpu", "refine": "pixels", "student.observation": "rgb", "student.image_size": 40}
+    settings |= {"student.critic": critic, "student.state_coef": 1.0, "student.value_stop_gradient": False}
+    learner = make_learner(**settings, **{"env.image_size": 40, "ppo.critic_first": 48})
+    state = learner.init(jax.random.key(0), FRAMES[0], STATES[0])
+    rollout = collected(learner, state, FRAMES)
+    of_critic = {"critic", "critic_trunk"} if critic == "state" else {"critic"}
+    rest = Coefficients(0.0, 0.0, 1e-3, policy=0.0, restart=False)
+    after, metrics = learner.update(state, rollout, jax.random.key(1), rest)
+    assert metrics["optimizer_steps"] == 6 and metrics["state_loss"] > 0.1
+    assert moved(state.params, after.params) == of_critic
+    goes_on, _ = learner.update(after, rollout, jax.random.key(1), Coefficients(0.0, 0.0, 1e-3))
+    assert of_critic | {"actor", "state_error"} < moved(after.params, goes_on.params)
 
 
 @pytest.mark.parametrize("critic", ["state", "shared"])
