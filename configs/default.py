@@ -1,8 +1,9 @@
 """Every setting of a training run, with the values of the paper (arXiv 2503.05833, section IV) and of the CPU profiles.
 
 A field that is None here takes its value from the profile (`profiles` below) once the machine is known: `paper` where
-there is a CUDA device; elsewhere `refine`, `cpu` where refine=pixels, or `cpu_state` for a student that sees the state
-and no frames. A value set in a config file or on the command line always wins over the profile.
+there is a CUDA device; elsewhere `refine`, or with refine=pixels `cpu`, `cpu_begun` for a student that begins as
+another one, `cpu_state` for one that sees the state and no frames. A value set in a config file or on the command line
+always wins over the profile.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -19,7 +20,7 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     # pixels: PPO in pixels, as in the paper | state: refine an expert that sees the simulator's state, then imitate it
     # auto: state without a CUDA device, if the profile is left to us and the student sees frames; else pixels
     c.refine = "auto"
-    c.profile = "auto"  # auto | paper | cpu | cpu_state | refine
+    c.profile = "auto"  # auto | paper | cpu | cpu_begun | cpu_state | refine
     c.seed = 0
     c.total_steps = config_dict.placeholder(int)  # environment steps, all environments together
 
@@ -48,7 +49,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.student.precision = "float32"  # float32 | bfloat16, of the convolutions
     c.student.initial_log_std = config_dict.placeholder(float)
     c.student.value_stop_gradient = config_dict.placeholder(bool)  # the critic's loss does not train the encoder
-    c.student.critic = "shared"  # shared: on the actor's features | state: on the simulator's, in training only
+    # shared: on the actor's features | state: on the simulator's, in training only
+    c.student.critic = config_dict.placeholder(str)
     # weight of a guess of the simulator's state from the actor's features, in training only; 0: none
     c.student.state_coef = config_dict.placeholder(float)
     c.student.state = "scaled"  # scaled: normalised by running statistics, and at finer scales | raw
@@ -94,11 +96,12 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.ppo.num_minibatches = config_dict.placeholder(int)
     c.ppo.learning_rate = config_dict.placeholder(float)
     c.ppo.learning_rate_final = config_dict.placeholder(float)  # reached linearly at the end of the run
-    c.ppo.critic_first = 0  # environment steps in which the critic learns and the policy rests
-    c.ppo.critic_continues = False  # where target_kl ends an update, the critic learns from the minibatches left over
+    c.ppo.critic_first = config_dict.placeholder(int)  # environment steps in which the critic learns, the policy rests
+    # where target_kl ends an update, the critic learns from the minibatches left over
+    c.ppo.critic_continues = config_dict.placeholder(bool)
     # episodes that end by success go on in the value function, as those out of time do; with dense rewards always
-    c.ppo.bootstrap_success = True
-    c.ppo.gamma = 0.99 if reward_mode == "sparse" else 0.8
+    c.ppo.bootstrap_success = config_dict.placeholder(bool)
+    c.ppo.gamma = config_dict.placeholder(float)
     c.ppo.gae_lambda = 0.9
     c.ppo.finite_horizon = True
     c.ppo.clip = 0.2
@@ -158,12 +161,17 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
 
     c.stages = _open(_stages())  # of refine=state: what is different in its first two stages
 
-    profiles = {"paper": _paper_profile(), "cpu": _cpu_profile(task), "cpu_state": _cpu_state_profile(task)}
-    c.profiles = ConfigDict(profiles | {"refine": _refine_profile(task)})
+    c.profiles = ConfigDict(_profiles(task, sparse=reward_mode == "sparse"))
     return c
 
 
-def _paper_profile() -> dict:
+def _profiles(task: str, sparse: bool) -> dict[str, dict]:
+    profiles = {"paper": _paper_profile(sparse), "cpu": _cpu_profile(task, sparse)}
+    profiles |= {"cpu_begun": _cpu_begun_profile(task, sparse), "cpu_state": _cpu_state_profile(task, sparse)}
+    return profiles | {"refine": _refine_profile(task, sparse)}
+
+
+def _paper_profile(sparse: bool) -> dict:
     """The published runs: ManiSkill's ppo_rgb settings at 128 environments."""
     return {
         "total_steps": 30_000_000,
@@ -173,6 +181,7 @@ def _paper_profile() -> dict:
             "encoder": "nature",
             "initial_log_std": -0.5,
             "value_stop_gradient": False,
+            "critic": "shared",
             "state_coef": 0.0,
         },
         "teacher": {"checkpoint": "hf://Juelg/octo-base-1.5-finetuned-maniskill", "eval_episodes": 500},
@@ -182,6 +191,7 @@ def _paper_profile() -> dict:
             "num_minibatches": 48,
             "learning_rate": 3e-4,
             "learning_rate_final": 3e-4,
+            **_plain_critic(sparse),
             "adam_eps": 1e-5,
             "target_kl": 0.2,
             "advantage_std_floor": 0.0,
@@ -207,7 +217,17 @@ def _paper_profile() -> dict:
     }
 
 
-def _cpu_profile(task: str) -> dict:
+def _plain_critic(sparse: bool) -> dict:
+    """PPO as ManiSkill has it."""
+    return {
+        "critic_first": 0,
+        "critic_continues": False,
+        "bootstrap_success": True,
+        "gamma": 0.99 if sparse else 0.8,
+    }
+
+
+def _cpu_profile(task: str, sparse: bool) -> dict:
     """Two cores, RGB student: found by experiment on PushCube, sparse."""
     # On PushCube octo-nano has little left to refine: the mediocre one shows what the method does.
     teacher = "octo-nano-push-cube" if task == "PushCube-v1" else "octo-nano"
@@ -219,6 +239,7 @@ def _cpu_profile(task: str) -> dict:
             "encoder": "small",
             "initial_log_std": -1.2,
             "value_stop_gradient": True,
+            "critic": "shared",
             "state_coef": 0.0,
         },
         "teacher": {"checkpoint": teacher, "eval_episodes": 100},
@@ -228,6 +249,7 @@ def _cpu_profile(task: str) -> dict:
             "num_minibatches": 8,
             "learning_rate": 5e-4,
             "learning_rate_final": 1e-4,
+            **_plain_critic(sparse),
             "adam_eps": 1e-8,
             "target_kl": 0.0,
             "advantage_std_floor": 0.1,
@@ -254,9 +276,34 @@ def _cpu_profile(task: str) -> dict:
     }
 
 
-def _cpu_state_profile(task: str) -> dict:
+def _cpu_begun_profile(task: str, sparse: bool) -> dict:
+    """Two cores, PPO in pixels where imitation ended (student.start): found by experiment on PickCube, sparse."""
+    profile = _cpu_profile(task, sparse)
+    profile["total_steps"] = 196_608
+    profile["student"] |= {
+        "encoder": "small_scaled",  # that of the students of refine=state
+        "initial_log_std": -2.0,
+        "critic": "state",
+        "state_coef": 1.0,
+    }
+    profile["ppo"] |= {
+        "rollout_steps": 128,
+        "learning_rate": 1e-4,
+        "learning_rate_final": 1e-4,
+        "critic_first": 16_384,
+        "critic_continues": True,
+        "bootstrap_success": False,
+        "gamma": 0.98 if sparse else 0.8,
+        "target_kl": 0.05,
+    }
+    profile["distill"] |= {"coef": 1.0, "coef_final": 0.0, "schedule": "success"}
+    profile["eval"] = {"every": 12, "episodes": 48, "final_episodes": 112, "until": 0.95, "when_sampled": 0.85}
+    return profile
+
+
+def _cpu_state_profile(task: str, sparse: bool) -> dict:
     """Two cores, student that sees the simulator's state instead of pixels: learns in minutes."""
-    profile = _cpu_profile(task)
+    profile = _cpu_profile(task, sparse)
     profile["total_steps"] = 49_152
     profile["student"]["initial_log_std"] = -1.0
     profile["student"]["value_stop_gradient"] = False
@@ -266,9 +313,9 @@ def _cpu_state_profile(task: str) -> dict:
     return profile
 
 
-def _refine_profile(task: str) -> dict:
+def _refine_profile(task: str, sparse: bool) -> dict:
     """Two cores, refine=state: the last stage, in which a student of pixels imitates the expert, and `stages`."""
-    profile, several_ways = _cpu_profile(task), task in _SEVERAL_WAYS
+    profile, several_ways = _cpu_profile(task, sparse), task in _SEVERAL_WAYS
     profile["total_steps"] = 24_576
     # Beside four times the squared error of the actions (λ, and three times λ for replayed ones).
     profile["student"] |= {"encoder": "small_scaled", "initial_log_std": -2.3, "state_coef": 1.0}

@@ -41,7 +41,7 @@ def settings_page() -> str:
     from rpd_jax.settings import NAMES, SETTINGS
 
     config = default.get_config()
-    names = ("paper", "cpu", "cpu_state", "refine")
+    names = ("paper", "cpu", "cpu_begun", "cpu_state", "refine")
     profiles = {name: flatten_dict(config.profiles[name].to_dict(), sep=".") for name in names}
     source = (ROOT / "configs" / "default.py").read_text()
     lines = [
@@ -49,8 +49,8 @@ def settings_page() -> str:
         "",
         "Made from `configs/default.py`. `--config.FIELD=VALUE` changes a field; where a profile has a value, it",
         "fills the field unless you set it. `--config.profile=auto` is `paper` where there is a CUDA device, else",
-        "`cpu`, or `cpu_state` for a student that sees the state, or `refine` with `--config.refine=state`. What is",
-        "not allowed is refused at start.",
+        "`refine`; with `--config.refine=pixels` `cpu`, `cpu_begun` for a student that begins as another one, or",
+        "`cpu_state` for one that sees the state. What is not allowed is refused at start.",
     ]
     allowed = {
         field: check.rule.removeprefix("must ").removeprefix("be ").rstrip(".") for field, check in SETTINGS.items()

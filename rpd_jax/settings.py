@@ -373,7 +373,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         elif has_cuda():
             config.profile = "paper"
         else:
-            config.profile = "cpu_state" if config.student.observation == "state" else "cpu"
+            rgb = "cpu_begun" if config.student.start else "cpu"
+            config.profile = "cpu_state" if config.student.observation == "state" else rgb
     if config.teacher.name != _PROFILES_TEACHER and config.teacher.checkpoint is None:
         config.teacher.checkpoint = default_checkpoint(config.teacher)
     _fill(config, profiles)
@@ -407,6 +408,7 @@ def _refines_on_state(config: ConfigDict, profiles: dict) -> bool:
         and not has_cuda()
         and jax.process_count() == 1
         and config.student.observation in ("rgb", "rgb+state")
+        and not config.student.start
         and drawn == seen
     )
 

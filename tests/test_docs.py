@@ -50,7 +50,7 @@ def test_every_setting_is_in_the_reference(hooks):
     del config.profiles
     page = hooks.settings_page()
     assert set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)) >= set(paths(config))
-    assert "| `ppo.gamma` |  | `0.99` |" in page
+    assert "| `ppo.gae_lambda` |  | `0.9` |" in page
     assert re.search(r"^\| `ppo.gamma` \|.*\| at least 0 and at most 1 \|$", page, re.MULTILINE)
     # Meaning, open, paper, cpu.
     assert "| `total_steps` | environment steps, all environments together |  | `30000000` | `32768` |" in page

@@ -5,6 +5,8 @@ import math
 from flax import struct
 from ml_collections import ConfigDict
 
+from rpd_jax.learning.algorithms import find_algorithm
+
 
 @struct.dataclass
 class Coefficients:
@@ -34,7 +36,7 @@ def coefficients(config: ConfigDict, step: int, success: float = 0.0) -> Coeffic
         step: environment steps so far.
         success: of the sampled actions, lately; read where `distill.schedule` goes by it.
     """
-    critic_first = config.ppo.critic_first
+    critic_first = config.ppo.critic_first if find_algorithm(config.algorithm).reinforces else 0
     policy = 0.0 if step < critic_first else 1.0
     restart = 0 < critic_first <= step < critic_first + config.env.num_envs * config.ppo.rollout_steps
     coef = policy * distill_coef(config.distill, step, success)

@@ -37,7 +37,7 @@ BAD = {
     "student.precision": ["float16", None],
     "student.initial_log_std": [-1e3, 50.0, NAN, -INFINITY, "0"],
     "student.value_stop_gradient": [0, "true"],
-    "student.critic": ["pixels", None, 1],
+    "student.critic": ["pixels", 1],
     "student.state": ["normal", None],
     "student.state_coef": [-0.1, 1e4, NAN, "0.4"],
     "refine": ["latent", None, True],
@@ -82,9 +82,9 @@ BAD = {
     "teacher.chunk": [0, 1.5, 10**4],
     "teacher.state": [None, "torques"],
     "teacher.eval_episodes": [-1, 10**9, 1.5],
-    "ppo.critic_first": [-1, 0.5, None],
+    "ppo.critic_first": [-1, 0.5],
     "ppo.critic_continues": ["yes", 1],
-    "ppo.bootstrap_success": [None, 0],
+    "ppo.bootstrap_success": ["no", 0],
     "distill.label": ["median", 3],
     "distill.replay_both": [1, None],
     "distill.still": ["yes", 1],
@@ -99,7 +99,7 @@ BAD = {
     "ppo.num_minibatches": [0, -8, 1000, 10**9],
     "ppo.learning_rate": [-1e-3, -0.0, 2.0, NAN, INFINITY, "3e-4"],
     "ppo.learning_rate_final": [-1e-3, 10**400, NAN],
-    "ppo.gamma": [-0.1, 1.01, NAN, None, True],
+    "ppo.gamma": [-0.1, 1.01, NAN, True],
     "ppo.gae_lambda": [-0.1, 2, NAN],
     "ppo.finite_horizon": [1, None],
     "ppo.clip": [0, 0.0, -0.2, 1e-12, INFINITY, NAN],
@@ -197,7 +197,7 @@ def test_paper_profile_has_the_published_values():
 
 
 def test_sparse_rewards_discount_less():
-    assert default.get_config("PushCube-v1", "sparse").ppo.gamma == 0.99
+    assert settings.resolve(default.get_config("PushCube-v1", "sparse")).ppo.gamma == 0.99
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,8 @@ def test_sparse_rewards_discount_less():
         ({"profile": "refine"}, "state", "refine"),
         ({"algorithm": "ppd"}, "state", "refine"),
         # What three stages cannot do.
+        ({"student.start": "runs/a"}, "pixels", "cpu_begun"),
+        ({"student.start": "runs/a", "profile": "cpu"}, "pixels", "cpu"),
         ({"student.observation": "state"}, "pixels", "cpu_state"),
         ({"env.image_size": 256}, "pixels", "cpu"),
     ],
@@ -288,7 +290,7 @@ def test_the_last_values_that_work_are_taken(path, value):
             {"refine": "pixels", "distill.anneal_steps": 0},
             "distill.schedule='cosine' needs distill.anneal_steps of at least 1",
         ),
-        ({"student.start": "runs/a"}, "student.start='runs/a' is for runs of one stage"),
+        ({"refine": "state", "student.start": "runs/a"}, "student.start='runs/a' is for runs of one stage"),
         ({"eval.leave_best": True}, "eval.leave_best takes parameters from the checkpoint of an evaluation"),
         (
             {"eval.leave_best": True, "checkpoint.keep_best": 1, "checkpoint.every": 4},

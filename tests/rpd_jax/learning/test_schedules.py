@@ -40,6 +40,9 @@ def test_the_critic_learns_first_and_then_adam_begins_anew():
     assert [c.restart for c in found] == [False, False, True, False]
     config.ppo.critic_first = 0
     assert not schedules.coefficients(config, 0).restart and schedules.coefficients(config, 0).policy == 1.0
+    # Imitation has no critic to wait for.
+    config.algorithm, config.ppo.critic_first = "dagger", 48
+    assert schedules.coefficients(config, 0).distill > 0
 
 
 @given(success=st.floats(0, 1), threshold=st.floats(0.01, 1), step=st.integers(0, 10**9))
