@@ -29,10 +29,11 @@ $(VENV)/.ready: $(VENV)/.train-ready
 train: $(VENV)/.train-ready
 	$(BIN)/python train.py --config=$(CONFIG) $(ARGS)
 
-# Two at a time: most tests keep one core busy. The tests of one file share what they build. Most programs that tests
+# Three at a time on two cores: most tests keep one busy, and wait for processes that start. Those of one file share
+# what they build. Most programs that tests
 # compile are compiled in a hurry (tests/conftest.py); the numbers that must hold everywhere are then seen as users
 # compile them.
-PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 NUMERIC := $(addprefix tests/rpd_jax/learning/test_,losses.py advantages.py update_variations.py) \
 	$(addprefix tests/rpd_jax/student/test_,networks.py winograd.py) tests/octo_teacher/model/test_octo_reference.py
 
