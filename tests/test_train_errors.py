@@ -100,7 +100,7 @@ def test_help_is_short_and_lists_the_config_s_settings():
     assert "--workdir" in outcome.stdout and "--config.FIELD=VALUE" in outcome.stdout
     lines = train(CONFIG, "--help").stdout.splitlines()
     assert any(line.split() == ["env.num_envs", "open"] for line in lines)
-    assert any(line.split() == ["ppo.gamma", "0.99"] for line in lines)
+    assert any(line.split() == ["ppo.gae_lambda", "0.9"] for line in lines)
 
 
 def test_hub_out_of_reach(tmp_path):

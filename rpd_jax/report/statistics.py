@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from rpd_jax.acting.episodes import wilson_interval
 from rpd_jax.report.runs import Run, Series
@@ -69,6 +68,8 @@ def pooled_success(summaries: Sequence[Mapping[str, float]]) -> dict[str, float]
 
 def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
     """Mean of the middle half of the scores along an axis (Agarwal et al. 2021)."""
+    from scipy import stats  # here, and below: a run's own curve needs none of it, and it takes a second to load
+
     return stats.trim_mean(scores, 0.25, axis=axis)
 
 
@@ -94,6 +95,8 @@ def bootstrap_interval(samples: Sequence[Sequence[float]], statistic) -> tuple[f
     """95% percentile bootstrap of statistic(pooled samples, axis=...); values are drawn anew within each sample."""
     if all(len(set(sample)) == 1 for sample in samples):  # scipy refuses samples without spread
         return (float(statistic(np.concatenate(samples))),) * 2
+    from scipy import stats
+
     result = stats.bootstrap(
         [np.asarray(sample, float) for sample in samples],
         lambda *resampled, axis: statistic(np.concatenate(resampled, axis=axis), axis=axis),
