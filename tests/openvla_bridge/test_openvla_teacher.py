@@ -72,7 +72,7 @@ def test_the_worker_tries_to_import_neither_jax_nor_rpd_jax(teacher):
 
 
 def test_the_worker_s_threads_sleep_while_they_wait(teacher):
-    """Where environments need the cores as well, those that do not made labels ten times as slow."""
+    """Where environments need the cores as well, those that do not keep each other from them."""
     teacher, _ = teacher
     (pid,) = teacher.team.pids
     assert psutil.Process(pid).environ()["OMP_WAIT_POLICY"] == "PASSIVE"
