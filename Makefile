@@ -30,9 +30,8 @@ train: $(VENV)/.train-ready
 	$(BIN)/python train.py --config=$(CONFIG) $(ARGS)
 
 # Three at a time on two cores: most tests keep one busy, and wait for processes that start. Those of one file share
-# what they build. Most programs that tests
-# compile are compiled in a hurry (tests/conftest.py); the numbers that must hold everywhere are then seen as users
-# compile them.
+# what they build. Most programs that tests compile are compiled in a hurry (tests/conftest.py); the numbers that must
+# hold everywhere are then seen as users compile them.
 PYTEST = $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 NUMERIC := $(addprefix tests/rpd_jax/learning/test_,losses.py advantages.py update_variations.py) \
 	$(addprefix tests/rpd_jax/student/test_,networks.py winograd.py) tests/octo_teacher/model/test_octo_reference.py

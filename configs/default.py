@@ -166,9 +166,13 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
 
 
 def _profiles(task: str, sparse: bool) -> dict[str, dict]:
-    profiles = {"paper": _paper_profile(sparse), "cpu": _cpu_profile(task, sparse)}
-    profiles |= {"cpu_begun": _cpu_begun_profile(task, sparse), "cpu_state": _cpu_state_profile(task, sparse)}
-    return profiles | {"refine": _refine_profile(task, sparse)}
+    return {
+        "paper": _paper_profile(sparse),
+        "cpu": _cpu_profile(task, sparse),
+        "cpu_begun": _cpu_begun_profile(task, sparse),
+        "cpu_state": _cpu_state_profile(task, sparse),
+        "refine": _refine_profile(task, sparse),
+    }
 
 
 def _paper_profile(sparse: bool) -> dict:

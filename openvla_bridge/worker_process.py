@@ -301,5 +301,5 @@ class WorkerProcess:
 def _environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH")]))
     # Threads that go round while they wait for others keep the environments, and those others, from the cores.
-    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
-    return {**waiting, **os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **own}

@@ -372,9 +372,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
             config.profile = "refine"
         elif has_cuda():
             config.profile = "paper"
+        elif config.student.observation == "state":
+            config.profile = "cpu_state"
         else:
-            rgb = "cpu_begun" if config.student.start else "cpu"
-            config.profile = "cpu_state" if config.student.observation == "state" else rgb
+            config.profile = "cpu_begun" if config.student.start else "cpu"
     if config.teacher.name != _PROFILES_TEACHER and config.teacher.checkpoint is None:
         config.teacher.checkpoint = default_checkpoint(config.teacher)
     _fill(config, profiles)

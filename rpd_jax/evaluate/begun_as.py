@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from rpd_jax.errors import UserError
 from rpd_jax.evaluate.trained_student import TrainedStudent
 from rpd_jax.student.networks import CRITIC_MODULES, ActorCritic
-from rpd_jax.student.still import RESTS
+from rpd_jax.student.still import rests
 
 # What a critic is made of, and the σ that training begins with.
 _OWN = (*CRITIC_MODULES, "log_std")
@@ -34,7 +34,7 @@ def begun_as(network: ActorCritic, params: dict, student: TrainedStudent) -> dic
     own = params["params"]
     taken = {name: part for name, part in student.params["params"].items() if name in own and name not in _OWN}
     log_std = student.params["params"]["log_std"]
-    taken["log_std"] = jnp.where(log_std <= RESTS, log_std, own["log_std"])
+    taken["log_std"] = jnp.where(rests(log_std), log_std, own["log_std"])
     begun = {**params, "params": own | taken}
     if "statistics" in params and "statistics" in student.params:
         begun["statistics"] = student.params["statistics"]

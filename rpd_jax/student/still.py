@@ -7,7 +7,7 @@ say so, nor PPO learn it from rewards that come rarely.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 # log σ of a dimension that rests: less than settings allow elsewhere, and what is drawn is the mean (σ is 6e-6).
 RESTS = -12.0
@@ -15,15 +15,20 @@ RESTS = -12.0
 ALIKE = 1e-3
 
 
+def rests(log_std: Float[Array, " A"]) -> Bool[Array, " A"]:
+    """Which dimensions a σ leaves at rest."""
+    return log_std <= RESTS
+
+
 def held(mean: Float[Array, "B A"], log_std: Float[Array, " A"]) -> tuple[Float[Array, "B A"], Float[Array, " A"]]:
     """μ and log σ as they are, without a way for gradients through the dimensions that rest."""
-    rests = log_std <= RESTS
-    return tuple(jnp.where(rests, jax.lax.stop_gradient(array), array) for array in (mean, log_std))
+    at_rest = rests(log_std)
+    return tuple(jnp.where(at_rest, jax.lax.stop_gradient(array), array) for array in (mean, log_std))
 
 
 def resting(variables: dict) -> list[int]:
     """The dimensions at rest in a student's variables, counted from 1."""
-    return [int(index) + 1 for index in jnp.flatnonzero(variables["params"]["log_std"] <= RESTS)]
+    return [int(index) + 1 for index in jnp.flatnonzero(rests(variables["params"]["log_std"]))]
 
 
 def with_rests(variables: dict, labels: Float[Array, "K A"]) -> dict:
@@ -35,16 +40,16 @@ def with_rests(variables: dict, labels: Float[Array, "K A"]) -> dict:
     if not len(labels):
         return variables
     low, high = jnp.min(labels, axis=0), jnp.max(labels, axis=0)
-    rests = high - low < ALIKE
-    rests &= ~jnp.all(rests)
+    alike = high - low < ALIKE
+    alike &= ~jnp.all(alike)
     params = variables["params"]
     output = params["actor"]["output"]
     output = {
-        "kernel": jnp.where(rests, 0.0, output["kernel"]),
-        "bias": jnp.where(rests, 0.5 * (low + high), output["bias"]),
+        "kernel": jnp.where(alike, 0.0, output["kernel"]),
+        "bias": jnp.where(alike, 0.5 * (low + high), output["bias"]),
     }
     params = params | {
         "actor": params["actor"] | {"output": output},
-        "log_std": jnp.where(rests, RESTS, params["log_std"]),
+        "log_std": jnp.where(alike, RESTS, params["log_std"]),
     }
     return {**variables, "params": params}

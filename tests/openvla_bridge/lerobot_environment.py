@@ -5,6 +5,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,7 @@ def make_policies(folder: Path) -> LeRobot:
     python, hub = lerobot_python(), folder / "hub"
     with _alone():
         if not folder.exists():
-            made = folder.with_name("being made")
-            made.mkdir()
+            made = Path(tempfile.mkdtemp(dir=folder.parent))
             np.savez(made / "given.npz", frames=frames, states=states[:, :9], seeds=seeds)
             environment = {**os.environ, "PYTHONPATH": "", "HF_HOME": str(made / "hub"), "HF_HUB_OFFLINE": "1"}
             environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as many threads as the workers have, for the same rounding
