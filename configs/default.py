@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_dict
 # Where octo-nano's samples are several ways of doing it, whose mean is none: the mean of ten succeeds less than half as
 # often as the one of them that is nearest to it (docs/miniatures.md).
 _SEVERAL_WAYS = ("LiftPegUpright-v1", "PullCubeTool-v1", "StackCube-v1")
+_ALL_EVALUATIONS = {"when_sampled": 0.0, "share": 0.0}
 
 
 def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> ConfigDict:
@@ -144,10 +145,12 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.eval.video_episodes = 16
     # one is left out while the sampled actions' success, since the one before, is less; 0: none
     c.eval.when_sampled = config_dict.placeholder(float)
+    # one is left out while those before it took more than this share of the environment steps so far; 0: none
+    c.eval.share = config_dict.placeholder(float)
     # training (or a stage of it) ends before total_steps when an evaluation's success reaches it; 0: never
     c.eval.until = config_dict.placeholder(float)
-    # it ends when so many evaluations in a row are no better than one before (with when_sampled: so many sampled
-    # successes); 0: never
+    # it ends when so many evaluations in a row are no better than one before (with when_sampled or share: so many
+    # sampled successes); 0: never
     c.eval.patience = 0
     c.eval.leave_best = False  # the student is that of the best of them, not of the last iteration
 
@@ -216,7 +219,7 @@ def _paper_profile(sparse: bool) -> dict:
             "augment": 0,
             "augment_ppo": False,
         },
-        "eval": {"every": 10, "episodes": 500, "final_episodes": 500, "until": 0.0, "when_sampled": 0.0},
+        "eval": {"every": 10, "episodes": 500, "final_episodes": 500, "until": 0.0, **_ALL_EVALUATIONS},
         "checkpoint": {"every": 10},
     }
 
@@ -229,6 +232,11 @@ def _plain_critic(sparse: bool) -> dict:
         "bootstrap_success": True,
         "gamma": 0.99 if sparse else 0.8,
     }
+
+
+def _few_evaluations(when_sampled: float) -> dict:
+    """A twentieth of the time at most: a step of an evaluation takes half of what one that is learnt from takes."""
+    return {"when_sampled": when_sampled, "share": 0.1}
 
 
 def _cpu_profile(task: str, sparse: bool) -> dict:
@@ -275,7 +283,7 @@ def _cpu_profile(task: str, sparse: bool) -> dict:
             "augment": 6,
             "augment_ppo": False,
         },
-        "eval": {"every": 8, "episodes": 16, "final_episodes": 100, "until": 0.0, "when_sampled": 0.0},
+        "eval": {"every": 8, "episodes": 16, "final_episodes": 100, "until": 0.0, **_ALL_EVALUATIONS},
         "checkpoint": {"every": 8},
     }
 
@@ -301,7 +309,7 @@ def _cpu_begun_profile(task: str, sparse: bool) -> dict:
         "target_kl": 0.05,
     }
     profile["distill"] |= {"coef": 1.0, "coef_final": 0.0, "schedule": "success"}
-    profile["eval"] = {"every": 12, "episodes": 48, "final_episodes": 112, "until": 0.95, "when_sampled": 0.85}
+    profile["eval"] = {"every": 12, "episodes": 48, "final_episodes": 112, "until": 0.95, **_few_evaluations(0.85)}
     return profile
 
 
@@ -343,7 +351,7 @@ def _refine_profile(task: str, sparse: bool) -> dict:
         "guide": 1.0,
         "guide_final": 0.0,
     }
-    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.97, "when_sampled": 0.7}
+    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.97, **_few_evaluations(0.7)}
     profile["checkpoint"] = {"every": 8}
     return profile | {"stages": _stages()}
 
@@ -368,7 +376,7 @@ def _stages() -> dict:
                 "guide": 1.0,
                 "guide_final": 0.25,
             },
-            "eval": {"every": 4, "episodes": 16, "final_episodes": 112, "until": 0.8, "when_sampled": 0.5},
+            "eval": {"every": 4, "episodes": 16, "final_episodes": 112, "until": 0.8, **_few_evaluations(0.5)},
             "checkpoint": {"every": 8, "keep": 1},
         },
         "refine": {
@@ -404,7 +412,7 @@ def _stages() -> dict:
                 "episodes": 112,
                 "final_episodes": 112,
                 "until": 0.98,
-                "when_sampled": 0.85,
+                **_few_evaluations(0.85),
                 "patience": 6,
                 "leave_best": True,
             },

@@ -158,6 +158,7 @@ SETTINGS: dict[str, Check] = {
     "eval.video_episodes": whole(0, 1000),
     "eval.until": number(0, 1),
     "eval.when_sampled": number(0, 1),
+    "eval.share": number(0, 1),
     "eval.patience": whole(0, 10**6),
     "eval.leave_best": flag(),
     "checkpoint.every": whole(1, 10**9),

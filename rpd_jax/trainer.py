@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,16 +271,20 @@ class Trainer:
         return position
 
     def _evaluate_if_due(self, clock: StageClock) -> tuple[dict[str, float] | None, float]:
-        """As `_evaluate`; but where `eval.when_sampled` leaves the evaluation out, no result and what was sampled."""
-        threshold = self.config.eval.when_sampled
+        """As `_evaluate`; no result, and what was sampled, where `eval.when_sampled` or `eval.share` leave it out."""
+        threshold, share = self.config.eval.when_sampled, self.config.eval.share
         result = success = sampled = None
-        if threshold:
+        due, steps = True, 0
+        if threshold or share:
             successes, episodes = self.state.recent
             sampled = processes.share(successes / max(episodes, 1))
             self.state = dataclasses.replace(self.state, row=self.state.row | {"eval/sampled_success": sampled})
-        if sampled is None or sampled >= threshold:
+            most = share * self.state.iteration * self.batch if share else math.inf
+            due = sampled >= threshold and self.state.evaluated_steps <= most
+        if due:
             result, success = self._evaluate(False, clock)
-        self.state = self.state.evaluated(success, sampled)
+            steps = round(processes.share(result["length"] * result["episodes"] if result else 0.0))
+        self.state = self.state.evaluated(success, steps, sampled)
         return result, self.state.marks[-1]
 
     def _evaluate(self, last: bool, clock: StageClock) -> tuple[dict[str, float] | None, float]:

@@ -13,7 +13,7 @@ from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 
 _LISTS = ("evaluations", "sampled", "recent")  # of a TrainingState, in the progress of a checkpoint
-_NUMBERS = ("lately", "took_best")
+_NUMBERS = ("evaluated_steps", "lately", "took_best")
 _LATELY = 64  # episodes
 
 
@@ -27,7 +27,9 @@ class TrainingState:
         came: rows that the ring of each device got so far; equal to the replay's count, or a multiple of the ring more.
         iteration: iterations done.
         row: metrics of the last of them, while they are not logged.
-        evaluations: success in each evaluation so far; None for each that was left out, see `eval.when_sampled`.
+        evaluations: success in each evaluation so far; None for each that was left out, see `eval.when_sampled` and
+            `eval.share`.
+        evaluated_steps: environment steps that the evaluations took.
         sampled: where some are left out, the success of the sampled actions in the episodes before each of them.
         recent: successes among the sampled actions' episodes since then, and those episodes.
         lately: share of successes among the sampled actions' episodes, the last 64 or so: each of them counts 1/64 less
@@ -40,6 +42,7 @@ class TrainingState:
     iteration: int = 0
     row: dict[str, float] | None = None
     evaluations: tuple[float | None, ...] = ()
+    evaluated_steps: int = 0
     sampled: tuple[float, ...] = ()
     recent: tuple[int, int] = (0, 0)
     came: int = 0
@@ -75,15 +78,17 @@ class TrainingState:
             lately = kept * lately + (1.0 - kept) * float(successes.mean())
         return dataclasses.replace(self, recent=recent, lately=lately)
 
-    def evaluated(self, success: float | None, sampled: float | None) -> "TrainingState":
+    def evaluated(self, success: float | None, steps: int, sampled: float | None) -> "TrainingState":
         """After an evaluation, or one that was left out.
 
         Args:
             success: what it found, or None.
+            steps: of the environments, that it took.
             sampled: success of the sampled actions since the one before; None where no evaluation is left out.
         """
         marks = {} if sampled is None else {"sampled": (*self.sampled, sampled)}
-        return dataclasses.replace(self, evaluations=(*self.evaluations, success), recent=(0, 0), **marks)
+        evaluations, steps = (*self.evaluations, success), self.evaluated_steps + steps
+        return dataclasses.replace(self, evaluations=evaluations, evaluated_steps=steps, recent=(0, 0), **marks)
 
     def with_best(self, checkpoints: Checkpoints, every: int) -> "TrainingState":
         """With the parameters of the best of `marks`, where a checkpoint has them; to be called at the end.

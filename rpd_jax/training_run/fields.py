@@ -37,6 +37,7 @@ _ADDED_FIELDS = {
     "distill.guide_final": 0.0,
     "eval.until": 0.0,
     "eval.when_sampled": 0.0,
+    "eval.share": 0.0,
     "eval.patience": 0,
     "eval.leave_best": False,
     "refine": "pixels",

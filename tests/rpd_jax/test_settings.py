@@ -92,6 +92,7 @@ BAD = {
     "distill.guide_final": [-0.1, 1.5, "all"],
     "eval.until": [-0.1, 1.1, NAN],
     "eval.when_sampled": [-0.1, 1.1, "often"],
+    "eval.share": [-0.1, 1.1, NAN],
     "eval.patience": [-1, 1.5, None],
     "eval.leave_best": [1, "best"],
     "ppo.rollout_steps": [0, -64, 10**12, "64"],

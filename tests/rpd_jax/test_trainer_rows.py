@@ -68,8 +68,12 @@ def go(trainer, workdir, quiet=True, **others):
         trainer(StagePlan("", settings.resolve(config), workdir), TrainingConsole(quiet=quiet), stack).run()
 
 
+def read_rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def iterations(workdir):
-    return [json.loads(line)["iteration"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row["iteration"] for row in read_rows(workdir)]
 
 
 @pytest.mark.slow
@@ -89,8 +93,19 @@ def test_stopped_in_an_evaluation_then_killed(tmp_path, capsys):
 @pytest.mark.slow
 def test_evaluations_are_left_out_where_the_sampled_actions_do_worse(tmp_path):
     go(SucceedsInItsFourthIteration, tmp_path, **{"eval.when_sampled": 0.9})
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path)
     sampled = {row["iteration"] + 1: row["eval/sampled_success"] for row in rows if "eval/sampled_success" in row}
     assert sampled == {2: 0.0, 4: pytest.approx(1.0, abs=0.05)}, "the sixth is the last: it is evaluated anyhow"
     assert [row["iteration"] + 1 for row in rows if "eval/success" in row] == [4, 6]
     assert [row["iteration"] + 1 for row in rows if "time/evaluate" in row] == [4, 6]
+
+
+@pytest.mark.slow
+def test_evaluations_take_their_share_of_the_steps_also_after_a_kill(tmp_path):
+    # Two episodes of 50 steps, which 32 steps of training are followed by.
+    few = {"eval.share": 1.0, "total_steps": 160, "checkpoint.every": 1}
+    with pytest.raises(Killed):
+        go(KilledInItsFourthIteration, tmp_path, **few)
+    go(Trainer, tmp_path, **few)
+    evaluated = [row["iteration"] + 1 for row in read_rows(tmp_path) if "eval/success" in row]
+    assert evaluated == [2, 8, 10], "100 steps are more than 64 and than 96, not than 128; the tenth is the last"

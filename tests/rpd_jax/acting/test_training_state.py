@@ -44,11 +44,11 @@ def test_where_evaluations_are_left_out_the_sampled_actions_say_what_was_best():
     state = state.saw(np.array([1.0, 0.0, 1.0], np.float32)).saw(np.zeros(0, np.float32)).saw(np.ones(1, np.float32))
     assert state.recent == (3, 4)
     for success, sampled in ((None, 0.5), (0.9, 0.8), (None, 0.7), (None, 0.8)):
-        state = state.evaluated(success, sampled)
+        state = state.evaluated(success, 100, sampled)
     assert state.recent == (0, 0) and state.marks == (0.5, 0.8, 0.7, 0.8)
     assert not state.ended(0.9, 3) and state.ended(0.9, 2), "two since the best, and the newest is no evaluation"
-    assert state.evaluated(0.9, 0.6).reached(0.9) and not state.evaluated(0.9, 0.6).reached(0.95)
-    assert state.evaluated(0.9, None).evaluations[-1] == 0.9
+    assert state.evaluated(0.9, 100, 0.6).reached(0.9) and not state.evaluated(0.9, 100, 0.6).reached(0.95)
+    assert state.evaluated(0.9, 100, None).evaluations[-1] == 0.9
 
 
 def test_what_succeeds_lately_counts_more_than_what_did_before():
