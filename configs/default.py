@@ -12,6 +12,15 @@ from ml_collections import ConfigDict, config_dict
 # often as the one of them that is nearest to it (docs/miniatures.md).
 _SEVERAL_WAYS = ("LiftPegUpright-v1", "PullCubeTool-v1", "StackCube-v1")
 _ALL_EVALUATIONS = {"when_sampled": 0.0, "share": 0.0}
+# PPO that begins as an imitator: a step too long, and what was imitated is lost.
+_GENTLE_PPO = {
+    "rollout_steps": 128,
+    "learning_rate": 1e-4,
+    "learning_rate_final": 1e-4,
+    "critic_continues": True,
+    "bootstrap_success": False,
+    "target_kl": 0.05,
+}
 
 
 def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> ConfigDict:
@@ -298,16 +307,7 @@ def _cpu_begun_profile(task: str, sparse: bool) -> dict:
         "critic": "state",
         "state_coef": 1.0,
     }
-    profile["ppo"] |= {
-        "rollout_steps": 128,
-        "learning_rate": 1e-4,
-        "learning_rate_final": 1e-4,
-        "critic_first": 16_384,
-        "critic_continues": True,
-        "bootstrap_success": False,
-        "gamma": 0.98 if sparse else 0.8,
-        "target_kl": 0.05,
-    }
+    profile["ppo"] |= _GENTLE_PPO | {"critic_first": 16_384, "gamma": 0.98 if sparse else 0.8}
     profile["distill"] |= {"coef": 1.0, "coef_final": 0.0, "schedule": "success"}
     profile["eval"] = {"every": 12, "episodes": 48, "final_episodes": 112, "until": 0.95, **_few_evaluations(0.85)}
     return profile
@@ -382,18 +382,13 @@ def _stages() -> dict:
         "refine": {
             "total_steps": 1_048_576,
             "student": {"initial_log_std": -2.0},
-            "ppo": {
+            "ppo": _GENTLE_PPO
+            | {
                 "critic_first": 8192,
-                "critic_continues": True,
-                "bootstrap_success": False,
-                "rollout_steps": 128,
                 "update_epochs": 8,
                 "num_minibatches": 4,
-                "learning_rate": 1e-4,
-                "learning_rate_final": 1e-4,
                 "gamma": 0.98,
                 "gae_lambda": 0.9,
-                "target_kl": 0.05,
             },
             "distill": {
                 "coef": 1.0,

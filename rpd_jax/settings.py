@@ -301,6 +301,11 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         "pixels, or leave it out.",
     ),
     (
+        lambda c: c.refine == "pixels" and c.distill.still,
+        "distill.still looks at the labels that a stage begins with, and with refine='pixels' there are none: set it "
+        "to False.",
+    ),
+    (
         lambda c: c.eval.leave_best and not (c.checkpoint.keep_best and c.eval.every % c.checkpoint.every == 0),
         "eval.leave_best takes parameters from the checkpoint of an evaluation: let checkpoint.every divide "
         "eval.every, and keep one of the best (checkpoint.keep_best=1).",
@@ -382,11 +387,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _fill(config, profiles)
     if config.refine == "pixels":
         _drop_stages(config)
-        if config.distill.still is True:
-            raise UserError(
-                "distill.still looks at the labels that a stage begins with, and with refine='pixels' there are none: "
-                "set it to False."
-            )
     elif any(get(config.stages, path) is None for path, _ in fields(config.get("stages", ConfigDict()))):
         raise UserError(
             f"refine='state' has values for its stages in profile='refine', and profile={config.profile!r} has none: "
