@@ -168,7 +168,7 @@ class Trainer:
         self.stage = Stage.open(config, stack, plan.asks_teacher)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         stack.callback(self.checkpoints.close)
-        self.state = self._restore(plan)
+        self.state = self.saved = self._restore(plan)
         if processes.is_first():
             self.log = MetricsLog(workdir, self.state.logged, config.log.wandb)
             stack.callback(self.log.close)
@@ -219,9 +219,10 @@ class Trainer:
                     result, success = self._evaluate(True, clock)
                 if self.state.row is not None:
                     self._log(result, clock, progress)
-                # After the log: a checkpoint says that everything before it is on disk.
+                # After the log: a checkpoint says that everything before it is on disk. One that a stop left before the
+                # evaluation gives way to that which knows its success.
                 due = last or iteration % config.checkpoint.every == 0
-                if due and self.checkpoints.latest != iteration:
+                if due and self.state is not self.saved:
                     with clock.stage("checkpoint"):
                         self._save(success)
                     position = None
@@ -307,6 +308,7 @@ class Trainer:
 
     def _save(self, success: float | None = None) -> None:
         self.state.save(self.checkpoints, self.state.iteration * self.batch, success)
+        self.saved = self.state
         self.stop.unsaved = jax.process_count() > 1
 
     def _restore(self, plan: StagePlan) -> TrainingState:

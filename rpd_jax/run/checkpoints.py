@@ -22,6 +22,7 @@ from rpd_jax.run.row_files import RowFiles, Rows, Span, check_complete
 
 # The folder of the rows of all checkpoints, beside them.
 ROWS = "replay"
+_SET_ASIDE = ".replaced"  # what the folder of a checkpoint is called while another takes its place
 
 
 class CheckpointError(UserError):
@@ -55,6 +56,7 @@ class Checkpoints:
                 ),
             ]
         )
+        self._bring_back()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies,
             best_fn=_success_of if keep_best else None,
@@ -86,7 +88,7 @@ class Checkpoints:
         """Writes checkpoint number `iteration`.
 
         Args:
-            iteration: higher than that of every checkpoint there is.
+            iteration: that of the newest checkpoint, which is replaced, or a higher one.
             state: a pytree of arrays.
             progress: plain JSON values.
             success: of the student at this iteration, if it was measured.
@@ -105,13 +107,14 @@ class Checkpoints:
                     progress = progress | {"spans": spans}
                 self._check_room(state)
                 items = {"state": ocp.args.StandardSave(state), self._progress_item: ocp.args.JsonSave(progress)}
-                self._manager.save(iteration, args=ocp.args.Composite(**items), metrics=metrics, force=True)
-                self._manager.wait_until_finished()
+                with self._replaced(iteration):
+                    self._manager.save(iteration, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+                    self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             cause = no_room(error) or (error.strerror if isinstance(error, OSError) else None)
             if cause is None:
                 raise
-            shutil.rmtree(f"{self._directory / str(iteration)}.orbax-checkpoint-tmp", ignore_errors=True)
+            shutil.rmtree(f"{self._folder(iteration)}.orbax-checkpoint-tmp", ignore_errors=True)
             self._remove_unneeded_rows()
             raise CheckpointError(
                 f"Could not save checkpoint {iteration} in {self._directory} ({cause}): make room on the disk and run "
@@ -119,6 +122,35 @@ class Checkpoints:
             ) from error
         self._spans = spans
         self._remove_unneeded_rows()
+
+    @contextlib.contextmanager
+    def _replaced(self, iteration: int) -> Iterator[None]:
+        """Sets a checkpoint of this iteration aside until the `with` block has written another: one is always whole."""
+        if self.latest != iteration:
+            yield
+            return
+        if processes.is_first():
+            self._folder(iteration).rename(f"{self._folder(iteration)}{_SET_ASIDE}")
+        processes.wait_for_all()
+        self._manager.reload()
+        try:
+            yield
+        finally:
+            self._bring_back()
+            self._manager.reload()
+
+    def _bring_back(self) -> None:
+        """Gives checkpoints that were set aside their place again, unless others have taken it."""
+        if processes.is_first():
+            for aside in self._directory.glob(f"*{_SET_ASIDE}"):
+                if aside.with_suffix("").exists():
+                    shutil.rmtree(aside)
+                else:
+                    aside.rename(aside.with_suffix(""))
+        processes.wait_for_all()
+
+    def _folder(self, iteration: int) -> Path:
+        return self._directory / str(iteration)
 
     @property
     def continues(self) -> str:
@@ -152,7 +184,7 @@ class Checkpoints:
 
     def read_part(self, iteration: int, *names: str) -> Any:
         """One branch of the state in a checkpoint; see `read_part` below."""
-        return read_part(self._directory / str(iteration) / "state", *names)
+        return read_part(self._folder(iteration) / "state", *names)
 
     def read_rows(
         self, first: int, end: int, sharding: jax.sharding.Sharding, put: Callable[[Span, Any], None]
@@ -181,7 +213,7 @@ class Checkpoints:
         return bool(spans_of(self.progress() or {})) and not self._row_files.directory.exists()
 
     def _read_progress(self, iteration: int) -> dict[str, Any]:
-        return _read_json(self._directory / str(iteration) / self._progress_item)
+        return _read_json(self._folder(iteration) / self._progress_item)
 
     @contextlib.contextmanager
     def _told_if_damaged(self, mend: str = "") -> Iterator[None]:

@@ -6,11 +6,13 @@ import os
 import re
 import signal
 
+import jax
 import numpy as np
 import pytest
 
 from configs.push_cube_sparse import get_config
 from rpd_jax import settings
+from rpd_jax.run.checkpoints import read_part
 from rpd_jax.run.stop import Interrupted
 from rpd_jax.stages import StagePlan
 from rpd_jax.trainer import Trainer
@@ -46,6 +48,24 @@ class StoppedInItsFirstEvaluation(Trainer):
         return super()._evaluate(last, clock)
 
 
+class BestInItsFirstEvaluation(Trainer):
+    stops_after = None  # this iteration, in its evaluation
+
+    def _evaluate(self, last, clock):
+        if self.state.iteration == self.stops_after and not last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        result, _ = super()._evaluate(last, clock)
+        return result, 0.9 if self.state.iteration == 2 else 0.1
+
+
+class StoppedInTheBestEvaluation(BestInItsFirstEvaluation):
+    stops_after = 2
+
+
+class StoppedInTheLastEvaluation(BestInItsFirstEvaluation):
+    stops_after = 4
+
+
 class KilledInItsFourthIteration(Trainer):
     def _learn(self, position, clock):
         if self.state.iteration == 3:
@@ -66,6 +86,16 @@ def go(trainer, workdir, quiet=True, **others):
     config.update_from_flattened_dict(SMALL | others)
     with contextlib.ExitStack() as stack:
         trainer(StagePlan("", settings.resolve(config), workdir), TrainingConsole(quiet=quiet), stack).run()
+
+
+def left_by(workdir):
+    """Iterations that there are checkpoints of, and the parameters in the newest."""
+    saved = sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    return saved, read_params(workdir, saved[-1])
+
+
+def read_params(workdir, iteration):
+    return read_part(workdir / "checkpoints" / str(iteration) / "state", "learner", "params")
 
 
 def read_rows(workdir):
@@ -109,3 +139,21 @@ def test_evaluations_take_their_share_of_the_steps_also_after_a_kill(tmp_path):
     go(Trainer, tmp_path, **few)
     evaluated = [row["iteration"] + 1 for row in read_rows(tmp_path) if "eval/success" in row]
     assert evaluated == [2, 8, 10], "100 steps are more than 64 and than 96, not than 128; the tenth is the last"
+
+
+@pytest.mark.slow
+def test_the_best_is_left_also_where_a_stop_came_in_its_evaluation_or_in_the_last_one(tmp_path):
+    best = {"eval.leave_best": True, "eval.patience": 1, "checkpoint.every": 2}
+    best |= {"checkpoint.keep": 1, "checkpoint.keep_best": 1}
+    go(BestInItsFirstEvaluation, tmp_path / "whole", **best)
+    saved, params = left_by(tmp_path / "whole")
+    assert saved == [2, 4], "patience ended it after the second evaluation"
+    jax.tree.map(np.testing.assert_array_equal, params, read_params(tmp_path / "whole", 2))
+    for stopped in (StoppedInTheBestEvaluation, StoppedInTheLastEvaluation):
+        workdir = tmp_path / stopped.__name__
+        with pytest.raises(Interrupted):
+            go(stopped, workdir, **best)
+        go(BestInItsFirstEvaluation, workdir, **best)
+        again, as_whole = left_by(workdir)
+        assert again == saved
+        jax.tree.map(np.testing.assert_array_equal, params, as_whole)

@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 import time
@@ -36,6 +37,26 @@ def test_keeps_the_newest(tmp_path):
     for iteration in (1, 2, 3):
         checkpoints.save(iteration, make_tree(float(iteration)), {})
     assert kept(tmp_path) == [2, 3]
+
+
+def test_the_newest_is_replaced_and_never_missing(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=1)
+    checkpoints.save(1, make_tree(1.0), {"step": 1})
+    checkpoints.save(1, make_tree(2.0), {"step": 2}, 0.9)
+    checkpoints.save(2, make_tree(3.0), {}, 0.5)
+    assert kept(tmp_path) == [1, 2], "its success is known now"
+
+    def on_a_full_disk(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", on_a_full_disk)
+    with pytest.raises(UserError, match="make room"):
+        checkpoints.save(2, make_tree(4.0), {})
+    assert kept(tmp_path) == [1, 2]
+    # As a kill leaves it that comes before the other one is whole.
+    (tmp_path / "2").rename(tmp_path / "2.replaced")
+    iteration, tree, _ = Checkpoints(tmp_path, keep=1, keep_best=1).restore(make_tree(0.0))
+    assert iteration == 2 and (tree["weights"] == 3.0).all()
 
 
 def kept(directory):
