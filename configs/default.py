@@ -144,8 +144,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.distill.still = config_dict.placeholder(bool)
     c.distill.guide = config_dict.placeholder(float)  # share of episodes that the teacher acts in, at first; for dagger
     c.distill.guide_final = config_dict.placeholder(float)  # the same at the end, reached linearly
-    c.distill.augment = config_dict.placeholder(int)  # px, largest random shift of the frames in the distillation term
-    c.distill.augment_ppo = config_dict.placeholder(bool)  # shift the frames in the PPO terms too
+    c.distill.augment = config_dict.placeholder(int)  # px, largest random shift of replayed frames
+    c.distill.augment_ppo = config_dict.placeholder(bool)  # shift the fresh ones too, in all terms
 
     c.eval = ConfigDict()
     c.eval.every = config_dict.placeholder(int)  # iterations between evaluations

@@ -101,7 +101,7 @@ def measure(config: ConfigDict, iterations: int) -> StageTimes:
         stage = Stage.open(config, stack)
         stage.envs = envs = TimedEnvs(stage.envs)
         state = stage.fresh_state(root_key)
-        coefficients = stage.coefficients(0)
+        coefficients = stage.coefficients(config.ppo.critic_first)  # nothing is labelled before
         labelled = coefficients.distill > 0.0
         position = collect.start(envs, 0, stage.draws(labelled))
         for iteration in range(1 + iterations):

@@ -301,11 +301,6 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
         "pixels, or leave it out.",
     ),
     (
-        lambda c: c.refine == "pixels" and c.distill.still,
-        "distill.still looks at the labels that a stage begins with, and with refine='pixels' there are none: set it "
-        "to False.",
-    ),
-    (
         lambda c: c.eval.leave_best and not (c.checkpoint.keep_best and c.eval.every % c.checkpoint.every == 0),
         "eval.leave_best takes parameters from the checkpoint of an evaluation: let checkpoint.every divide "
         "eval.every, and keep one of the best (checkpoint.keep_best=1).",
@@ -387,6 +382,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _fill(config, profiles)
     if config.refine == "pixels":
         _drop_stages(config)
+        if config.distill.still is True:  # none of RELATIONS, which hold for a stage's own config too
+            raise UserError(
+                "distill.still looks at the labels that a stage begins with, and with refine='pixels' there are none: "
+                "set it to False."
+            )
     elif any(get(config.stages, path) is None for path, _ in fields(config.get("stages", ConfigDict()))):
         raise UserError(
             f"refine='state' has values for its stages in profile='refine', and profile={config.profile!r} has none: "
@@ -474,11 +474,11 @@ def _refuse(table: tuple[tuple[Callable[..., bool], str], ...], config: ConfigDi
 
 
 def _kept_frames(config: ConfigDict) -> float:
-    """GB of the frames of an iteration and of the replay."""
+    """GB of the frames of an iteration and of the replay, with the one that the estimate of the time fills."""
     rollout = _batch(config) * config.env.image_size**2 if config.algorithm != "ppo" or _sees_frames(config) else 0
-    replay = (
-        config.distill.replay * config.student.image_size**2 if _keeps_replay(config) and _sees_frames(config) else 0
-    )
+    replay = 0
+    if _keeps_replay(config) and (_sees_frames(config) or config.distill.replay_both):
+        replay = 2 * config.distill.replay * config.student.image_size**2
     return 3 * (rollout + replay) / 1e9
 
 

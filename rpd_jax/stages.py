@@ -22,16 +22,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rpd_jax.acting.kept_replay import read_replay
+from rpd_jax import settings
+from rpd_jax.acting.kept_replay import read_labelled
 from rpd_jax.acting.stage import Stage
 from rpd_jax.acting.training_state import TrainingState
 from rpd_jax.command.checks import get
 from rpd_jax.command.wrong_flags import fields
+from rpd_jax.errors import UserError
 from rpd_jax.evaluate.begun_as import begun_as
 from rpd_jax.evaluate.trained_student import load_student
-from rpd_jax.learning import sharding
 from rpd_jax.learning.algorithms import IMITATION, find_algorithm
-from rpd_jax.learning.replay import Replay
 from rpd_jax.run.checkpoints import newest_checkpoint, read_part
 from rpd_jax.student.still import with_rests
 from rpd_jax.training_run.fields import FIRST_STAGES
@@ -98,11 +98,24 @@ def plan(config: ConfigDict, workdir: Path) -> list[StagePlan]:
         )
         distil["algorithm"] = "dagger"
         distil |= {"teacher.name": "student", "teacher.checkpoint": str(refine), "teacher.eval_episodes": 0}
+    labelled = label if algorithm.distillation else None
     # Frames of another camera are none of the student's.
-    labelled = label if algorithm.distillation and stages[0].config.env.camera == config.env.camera else None
+    seen = bool(labelled) and stages[0].config.env.camera == config.env.camera
     last = _stage_config(config, None, distil)
-    stages.append(StagePlan("distil", last, workdir, lambda stage, state: _from_labelled(stage, state, labelled)))
+    stages.append(StagePlan("distil", last, workdir, lambda stage, state: _from_labelled(stage, state, labelled, seen)))
     return stages
+
+
+def check_stages(config: ConfigDict) -> None:
+    """Raises UserError where a resolved config asks of one of its stages what cannot be, or too much of the devices."""
+    for stage in plan(config, Path()):
+        try:
+            settings.check(stage.config)
+            settings.check_machine(stage.config)
+        except UserError as error:
+            if stage.name not in FIRST_STAGES:
+                raise
+            raise UserError(f"stages.{stage.name}: {error}") from error
 
 
 def _stage_config(config: ConfigDict, name: str | None, changes: dict) -> ConfigDict:
@@ -132,50 +145,37 @@ def _from_imitator(stage: Stage, state: TrainingState, label: Path | None) -> Tr
     params["params"]["log_std"] = state.learner.params["params"]["log_std"]
     replay, came = state.replay, 0
     if replay is not None:
-        rows = read_replay(checkpoint, "states", "labels", "count")
+        rows = read_labelled(checkpoint, "states", "labels")
         if stage.config.distill.still:
-            params = with_rests(params, _samples(_filled(rows)))
-        replay = _placed(stage, Replay(frames=None, **rows))
+            params = with_rests(params, _samples(rows["labels"]))
+        replay = stage.learner.fill_replay(replay, None, **rows)
         came = int(replay.count)
     return dataclasses.replace(state, learner=stage.learner.init_from(params), replay=replay, came=came)
 
 
-def _from_labelled(stage: Stage, state: TrainingState, label: Path | None) -> TrainingState:
-    """A fresh student whose replay holds the frames that were labelled, with the labels of the stage's own teacher."""
-    if label is None or state.replay is None:
+def _from_labelled(stage: Stage, state: TrainingState, label: Path | None, seen: bool) -> TrainingState:
+    """A fresh student whose replay holds the frames that were labelled, with the labels of the stage's own teacher.
+
+    Where the student does not see such frames (`seen`), the labels only tell where its actions rest.
+    """
+    if label is None:
         return state
-    rows = read_replay(newest_checkpoint(label / "checkpoints"), "frames", "states", "labels", "count")
-    labels = _filled(rows)
-    filled = len(labels)
+    names = ("frames", "states", "labels") if seen else ("states", "labels")
+    rows = read_labelled(newest_checkpoint(label / "checkpoints"), *names)
+    frames, states, labels = rows.get("frames"), rows["states"], rows["labels"]
+    parts = [slice(at, at + _RELABELLED) for at in range(0, len(labels), _RELABELLED)]
     if stage.config.teacher.name == "student":
-        teacher, key = stage.labeller.teacher, jax.random.key(0)
-        labels = [
-            teacher.act(rows["frames"][at:end], "", key, state=rows["states"][at:end])[0][:, None]
-            for at, end in _chunks(filled)
-        ]
-        labels = jnp.concatenate(labels)
-    replay = state.replay
-    for at, end in _chunks(filled):
-        replay = stage.learner.fill_replay(replay, rows["frames"][at:end], rows["states"][at:end], labels[at:end])
-    learner = state.learner
+        expert, key = stage.labeller.teacher, jax.random.key(0)
+        labels = jnp.concatenate([expert.act(None, "", key, state=states[part])[0][:, None] for part in parts])
+    learner, replay = state.learner, state.replay
     if stage.config.distill.still:
         learner = stage.learner.init_from(with_rests(learner.params, _samples(labels)))
+    if not seen or replay is None:
+        return dataclasses.replace(state, learner=learner)
+    for part in parts:
+        replay = stage.learner.fill_replay(replay, frames[part], states[part], labels[part])
     return dataclasses.replace(state, learner=learner, replay=replay, came=int(replay.count))
-
-
-def _filled(rows: dict) -> jax.Array:
-    """Labels [K, S, A] of a replay's rows."""
-    return rows["labels"][: int(min(rows["count"], len(rows["labels"])))]
 
 
 def _samples(labels: jax.Array) -> jax.Array:
     return labels.reshape(-1, labels.shape[-1])
-
-
-def _chunks(filled: int) -> list[tuple[int, int]]:
-    return [(at, min(at + _RELABELLED, filled)) for at in range(0, filled, _RELABELLED)]
-
-
-def _placed(stage: Stage, replay: Replay) -> Replay:
-    mesh = stage.learner.mesh
-    return jax.device_put(replay, sharding.shardings(mesh, sharding.replay_specs(replay)))

@@ -30,7 +30,7 @@ from rpd_jax.run.records import read_results, read_rows, read_teacher
 from rpd_jax.run.stages import StageClock
 from rpd_jax.run.stop import StopRequest
 from rpd_jax.run.whole_file import write_json
-from rpd_jax.stages import StagePlan, plan
+from rpd_jax.stages import StagePlan, check_stages, plan
 from rpd_jax.student.still import resting
 from rpd_jax.training_run.console import TrainingConsole, TrainingProgress
 from rpd_jax.training_run.fields import TRAINING, default_workdir
@@ -59,6 +59,7 @@ def train(
         paper = config.profiles.paper
         config = settings.resolve(config)
         settings.check_machine(config)
+        check_stages(config)
         if first_stages:
             check_first_stages(config, Path(first_stages))
         console = TrainingConsole(quiet=not processes.is_first())

@@ -24,7 +24,8 @@ def estimate_seconds(stage: Stage, check_stop: Callable[[], None] = lambda: None
     if jax.process_count() > 1:
         check_stop = lambda: None  # noqa: E731
     key, num_steps = jax.random.key(0), stage.config.ppo.rollout_steps
-    state, keys, coefficients = stage.fresh_state(key), iteration_keys(key, 0), stage.coefficients(0)
+    state, keys = stage.fresh_state(key), iteration_keys(key, 0)
+    coefficients = stage.coefficients(stage.config.ppo.critic_first)  # nothing is labelled before
     labelled = coefficients.distill > 0.0
     position = collect.start(stage.envs, 0, stage.draws(labelled))
     for _ in range(2):  # the second pass is the measured one

@@ -92,6 +92,19 @@ def read_replay(checkpoint: Path, *names: str) -> dict[str, jax.Array]:
         raise unreadable(checkpoint, error) from error
 
 
+def read_labelled(checkpoint: Path, *names: str) -> dict[str, jax.Array]:
+    """What the replay of a checkpoint holds, of one device after the other, without places that nothing came to.
+
+    Arguments, errors as those of `read_replay`; "count" is none of the names.
+    """
+    rings = read_replay(checkpoint, *names, "count")
+    filled, devices = int(rings.pop("count")), read_progress(checkpoint).get("devices", 1)
+    return {
+        name: rows.reshape(devices, -1, *rows.shape[1:])[:, :filled].reshape(-1, *rows.shape[1:])
+        for name, rows in rings.items()
+    }
+
+
 def _read(arrays: dict[str, jax.Array], ring: int, start: int, end: int) -> dict[str, Any]:
     slots = np.arange(start, end) % ring
 

@@ -91,9 +91,10 @@ class Stage:
         return TrainingState(learner, self.learner.create_replay(self.envs.action_dim, self.envs.state_dim))
 
     def draws(self, labelled: bool) -> bool:
-        """True if somebody looks at the frames of a rollout: the student, or the teacher who labels them."""
-        asked = labelled and self.labeller is not None
-        return self.learner.network.sees_frames or (asked and sees_frames(self.labeller.teacher))
+        """True if the frames of a rollout are looked at: by the student, by the teacher, or by a later stage."""
+        if self.learner.network.sees_frames or not labelled or self.labeller is None:
+            return self.learner.network.sees_frames
+        return self.config.distill.replay_both or sees_frames(self.labeller.teacher)
 
     def guidance(self, step: int) -> float:
         """The share of episodes that the teacher acts in after `step` environment steps."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rpd_jax.learning import minibatches, sharding
@@ -67,7 +67,7 @@ class Learner:
         self._steps = Steps(network, config, self._optimizer, self._axis)
         self._update = jax.jit(self._update_on_mesh, static_argnames="per_minibatch")
         self._extend_replay = jax.jit(self._extend_replay_on_mesh, donate_argnums=0)
-        self._fill_replay = jax.jit(Replay.add, donate_argnums=0)
+        self._fill_replay = jax.jit(self._fill_replay_on_mesh, donate_argnums=0)
         self._first_nonfinite_input = jax.jit(first_nonfinite_input)
         self._init = jax.jit(network.init)
         self._init_optimizer = jax.jit(self._optimizer.init)
@@ -133,20 +133,24 @@ class Learner:
         return min(num_steps * num_envs, self.config.distill.replay) // self.mesh.size
 
     def fill_replay(self, replay: Replay, frames: jax.Array, states: jax.Array, labels: jax.Array) -> Replay:
-        """Adds frames labelled elsewhere, in place, on one device.
+        """Adds frames labelled elsewhere, in place, spread over the devices of this process.
+
+        The rings fill at the same pace: where B does not divide by the D devices, up to D - 1 frames come twice.
 
         Args:
             replay: must not be used afterwards.
-            frames: uint8 [B, H, W, 3] at the student's size.
-            states: float32 [B, D].
+            frames: uint8 [B, H, W, 3] at the student's size, or None where the replay keeps none.
+            states: float32 [B, D], or None where it keeps none.
             labels: float32 [B, S, A].
         """
         rows = Labelled(
             frames=None if replay.frames is None else frames,
             states=None if replay.states is None else states,
             labels=labels,
-        )
-        return self._fill_replay(replay, rows.newest(replay.capacity))
+        ).newest(replay.capacity)
+        if missing := -len(rows.labels) % self.mesh.size:
+            rows = jax.tree.map(lambda array: jnp.concatenate([array, array[:missing]]), rows)
+        return self._fill_replay(replay, jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(AXIS))))
 
     def update(
         self,
@@ -249,6 +253,13 @@ class Learner:
             check_vma=False,
         )
         return compute(replay, rollout)
+
+    def _fill_replay_on_mesh(self, replay, rows):
+        specs = sharding.replay_specs(replay)
+        fill = jax.shard_map(
+            Replay.add, mesh=self.mesh, in_specs=(specs, PartitionSpec(AXIS)), out_specs=specs, check_vma=False
+        )
+        return fill(replay, rows)
 
     def _extend_replay_on_device(self, replay, rollout):
         fresh = Labelled(

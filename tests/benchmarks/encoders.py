@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 
-from rpd_jax.acting.kept_replay import read_replay
+from rpd_jax.acting.kept_replay import read_labelled
 from rpd_jax.learning.augmentation import random_shift
 from rpd_jax.run.checkpoints import newest_checkpoint
 from rpd_jax.student.networks import ActorCritic
@@ -34,9 +34,8 @@ _BATCH, _MEASUREMENTS, _CHUNK = 128, 5, 16
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config = read_run_config(_RUN.value)
-    rows = read_replay(newest_checkpoint(Path(_RUN.value) / "checkpoints"), "frames", "states", "labels", "count")
-    filled = min(int(rows.pop("count")), len(rows["labels"]))
-    data = {name: np.asarray(array[:filled]) for name, array in rows.items()}
+    rows = read_labelled(newest_checkpoint(Path(_RUN.value) / "checkpoints"), "frames", "states", "labels")
+    data = {name: np.asarray(array) for name, array in rows.items()}
     data["labels"] = data["labels"].mean(axis=1)
     every = _UPDATES.value // _MEASUREMENTS
     print("| encoder | state_coef | " + " | ".join(f"{every * (n + 1)} updates" for n in range(_MEASUREMENTS)) + " |")

@@ -112,6 +112,7 @@ def measure(output):
     """Writes what the tests look at to `output`."""
     import jax
 
+    from rpd_jax.acting.kept_replay import read_labelled
     from rpd_jax.acting.training_state import TrainingState
     from rpd_jax.errors import UserError
     from rpd_jax.learning.schedules import Coefficients
@@ -141,6 +142,13 @@ def measure(output):
             *(getattr(x, name).addressable_shards for x in (restored.replay, replay)), strict=True
         ):
             np.testing.assert_array_equal(found.data, expected.data)
+    if count == 1:  # what a stage before left, on another number of devices: every ring is full of it, nothing is lost
+        rows = read_labelled(output / "rows" / "1", "states", "labels")
+        rows = {name: array[:-1] for name, array in rows.items()}
+        filled = learner.fill_replay(learner.create_replay(7, 10), None, **rows)
+        rings = [shard.data[: int(filled.count)] for shard in filled.states.addressable_shards]
+        assert int(filled.count) == -(-len(rows["states"]) // devices)
+        assert {*np.concatenate(rings)[:, 0].tolist()} == {*make_arrays()["state"].reshape(-1, 10)[:-1, 0].tolist()}
     again = {"permutations": orders, "per_minibatch": True}  # as before, so that nothing is compiled twice
     coefficients = Coefficients(distill=1.0, replay=1.0, learning_rate=3e-4)
     replayed = learner.update(state, rollout, jax.random.key(1), coefficients, replay, **again)[1]["replay_loss"]
