@@ -372,7 +372,7 @@ def test_what_the_devices_cannot_hold_is_refused(monkeypatch):
 
     settings.check_machine(resolved())
     huge = {"env.num_envs": 4096, "ppo.rollout_steps": 4096, "total_steps": 10**8, "distill.replay": 10**8}
-    with pytest.raises(UserError, match=r"The frames that a device keeps take \d{4} GB and it has \d+: lower env"):
+    with pytest.raises(UserError, match=r"The frames that a device keeps take \d{5} GB and it has \d+: lower env"):
         settings.check_machine(resolved(**huge))
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     with pytest.raises(UserError, match=r"env\.num_envs=6 cannot be spread evenly over 4 devices"):

@@ -12,8 +12,11 @@ from rpd_jax import settings
 from rpd_jax.acting import collect
 from rpd_jax.acting.evaluation import evaluate_student, measure_teacher
 from rpd_jax.acting.stage import Stage, iteration_keys
+from rpd_jax.run.checkpoints import Checkpoints
+from rpd_jax.run.directory import open_run
 from rpd_jax.run.records import read_teacher
 from rpd_jax.run.stages import StageClock
+from rpd_jax.training_run.fields import TRAINING
 
 KEY = jax.random.key(0)
 STEPS = 4
@@ -98,3 +101,23 @@ def test_a_teacher_is_measured_without_a_video_too(taught, tmp_path):
     measured = measure_teacher(taught, tmp_path, lambda text: None, lambda: None)
     assert measured["episodes"] == 2 and read_teacher(tmp_path / "teacher.json") == measured
     assert not (tmp_path / "videos").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True])
+def test_where_neither_teacher_nor_student_looks_frames_are_drawn_if_they_are_kept(blind, kept, tmp_path):
+    """As in the first stage of a run whose teacher is an earlier student of the state."""
+    open_run(tmp_path, blind.config, TRAINING)
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, {"learner": blind.fresh_state(KEY).learner}, {"step": 8})
+    teacher = {"teacher.name": "student", "teacher.checkpoint": str(tmp_path), "teacher.temperature": 1.0}
+    replay = {"distill.replay": 16, "distill.replay_batch": 4, "distill.replay_both": kept}
+    with contextlib.ExitStack() as stack:
+        stage = Stage.open(config(**teacher, **replay), stack)
+        state, keys = stage.fresh_state(KEY), iteration_keys(KEY, 0)
+        position = collect.start(stage.envs, 7, stage.draws(True))
+        rollout, *_ = stage.collect(state, position, STEPS, keys, True, StageClock())
+        state, _ = stage.update(state, rollout, keys, stage.coefficients(0), StageClock())
+    assert int(state.replay.count) == 2 * STEPS
+    assert (state.replay.frames is not None) == kept
+    assert not kept or np.asarray(state.replay.frames[: 2 * STEPS]).std() > 0
