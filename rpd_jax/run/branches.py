@@ -1,14 +1,48 @@
 """A branch of a pytree that Orbax saved, read without the rest of it."""
 
+import contextlib
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from rpd_jax.errors import out_of_memory
+
 # What Orbax, and the code behind it, raise where a checkpoint is damaged.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, NotImplementedError)
+# How its error begins where the data of an array cannot be read.
+_UNREADABLE = "Encountered error while reading array"
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Raises the cause where Orbax says by a bare Exception that it cannot read an array in the `with` block.
+
+    It says so of one array; of others it leaves coroutines that tell by stack traces, some when the process ends. They
+    are dropped after a failure, for good.
+
+    Raises:
+        ValueError: a file of the array is damaged or missing.
+        MemoryError: there was none for it.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None if _is_left_behind(unraisable.exc_value) else hook(unraisable)
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__
+        if type(error) is not Exception or not isinstance(cause, Exception):
+            raise
+        raise (MemoryError if out_of_memory(cause) else ValueError)(str(cause)) from error
+    sys.unraisablehook = hook
+
+
+def _is_left_behind(error: BaseException | None) -> bool:
+    return str(error).startswith((_UNREADABLE, "Event loop is closed"))
 
 
 def read_branch(path: Path, names: tuple[str, ...] = (), sharding: jax.sharding.Sharding | None = None) -> Any:
@@ -36,7 +70,8 @@ def read_branch(path: Path, names: tuple[str, ...] = (), sharding: jax.sharding.
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         placement = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding), wanted)
         arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=placement, partial_restore=True)
-        restored = checkpointer.restore(path, args=arguments)
+        with reading():
+            restored = checkpointer.restore(path, args=arguments)
     finally:
         logger.setLevel(level)
         checkpointer.close()

@@ -17,7 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from rpd_jax.errors import UserError, no_room
 from rpd_jax.run import processes
-from rpd_jax.run.branches import DAMAGE, read_branch
+from rpd_jax.run.branches import DAMAGE, read_branch, reading
 from rpd_jax.run.row_files import RowFiles, Rows, Span, check_complete
 
 # The folder of the rows of all checkpoints, beside them.
@@ -178,7 +178,7 @@ class Checkpoints:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = {"state": ocp.args.StandardRestore(abstract), self._progress_item: ocp.args.JsonRestore()}
-        with self._told_if_damaged():
+        with self._told_if_damaged(), reading():
             restored = self._manager.restore(iteration, args=ocp.args.Composite(**items))
         return iteration, restored["state"], restored[self._progress_item]
 

@@ -10,6 +10,7 @@ import pytest
 from rpd_jax.errors import UserError
 from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.run.metrics import MetricsLog
+from rpd_jax.run.row_files import Rows
 
 
 def make_tree(value):
@@ -79,6 +80,54 @@ def test_a_damaged_checkpoint_gives_one_sentence(tmp_path):
             path.write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot be read .*: remove that folder"):
         Checkpoints(tmp_path, keep=2).restore(make_tree(0.0))
+
+
+def cut_arrays(folder, size):
+    """Leaves `size` bytes of each file that holds arrays' data, and what describes them as it is."""
+    files = [path for path in folder.glob("**/d/*") if path.stat().st_size > 5000]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("size", [0, 2000])
+def test_a_cut_array_file_gives_one_sentence(tmp_path, size):
+    values = jnp.asarray(np.random.default_rng(0).standard_normal((100, 100)), jnp.float32)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, {"weights": values}, {}, rows=Rows(0, 50, lambda start, end: {"frames": values[start:end]}))
+    cut_arrays(tmp_path / "1" / "state", size)
+    cut_arrays(tmp_path / "replay", size)
+    sentence = r"/1 cannot be read \(OUT_OF_RANGE.*\): "
+    with pytest.raises(UserError, match=sentence + "remove that folder"):
+        checkpoints.restore({"weights": values})
+    with pytest.raises(UserError, match=sentence + "name another one"):
+        checkpoints.read_part(1, "weights")
+    with pytest.raises(UserError, match=sentence + "remove that folder .* or .*replay to continue with an empty"):
+        checkpoints.read_rows(0, 50, values.sharding, lambda span, rows: None)
+
+
+RESTORE_CUT = """
+import sys
+import jax.numpy as jnp
+from pathlib import Path
+from rpd_jax.errors import UserError
+from rpd_jax.run.checkpoints import Checkpoints
+checkpoints = Checkpoints(sys.argv[1], keep=2)
+try:
+    checkpoints.restore({f"weights{number}": jnp.zeros((100, 200)) for number in range(60)})
+except UserError as error:
+    print(error)
+"""
+
+
+def test_cut_array_files_leave_no_stack_traces(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {f"weights{number}": jnp.asarray(random.standard_normal((100, 200)), jnp.float32) for number in range(60)}
+    Checkpoints(tmp_path, keep=2).save(1, arrays, {})
+    cut_arrays(tmp_path / "1" / "state", 2000)
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", RESTORE_CUT, tmp_path], capture_output=True, text=True)
+        assert "cannot be read" in done.stdout and done.stderr == ""
 
 
 def test_keeps_the_best_besides_the_newest(tmp_path):
