@@ -16,7 +16,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.markdown import markdown_table
 from rpd_jax.report import figures, refinement, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
-from rpd_jax.report.stage_curves import plot_several, plot_stages, stages_of
+from rpd_jax.report.stage_curves import Stages, plot_several, stages_of
 from rpd_jax.run.whole_file import write_whole
 from rpd_jax.training_run.fields import FREE_FIELDS
 
@@ -116,25 +116,28 @@ def _panel_pictures(panel: Panel, folder: Path) -> dict[str, str]:
     figures.plot_curves(panel, "success", success)
     figures.plot_curves(panel, "return", returns)
     pictures = {"title": panel.title, "success": _data(success), "returns": _data(returns), "stages": ""}
-    refined, controls = panel.staged()
-    if refined:
+    staged = _staged([panel])
+    if staged:
         stages = folder / f"stages-{name}.png"
-        plot_stages(_stages(refined), panel.title, stages, _stages(controls))
+        plot_several(staged, stages)
         pictures["stages"] = _data(stages)
     return pictures
 
 
-def _stages(runs: Sequence[Run]) -> list[dict[str, Path]]:
-    return [stages_of(run.path) for run in runs]
+def _staged(panels: Sequence[Panel]) -> list[tuple[str, list[Stages], list[Stages]]]:
+    """A picture for each algorithm of each panel that refined runs: its title, they and their controls."""
+    return [
+        (found.title, *([stages_of(run.path) for run in runs] for runs in (found.runs, found.controls)))
+        for panel in panels
+        for found in panel.staged()
+    ]
 
 
 def _refinement(panels: Sequence[Panel], folder: Path) -> str:
-    """Draws the runs of several stages of all panels as one picture; its data, or "" if there are fewer than two."""
-    pictures = [(panel.title, *map(_stages, panel.staged())) for panel in panels]
-    staged = [picture for picture in pictures if picture[1]]
-    if len(staged) < 2:
+    """Draws the runs of several stages of all panels as one picture; its data, or "" if one panel alone has them."""
+    if sum(bool(panel.staged()) for panel in panels) < 2:
         return ""
-    plot_several(staged, folder / "stages.png")
+    plot_several(_staged(panels), folder / "stages.png")
     return _data(folder / "stages.png")
 
 

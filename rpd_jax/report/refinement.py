@@ -12,14 +12,14 @@ LEFT = ("run", "imitator that sees the state", "expert that sees the state", "st
 
 
 def added(panels: Sequence[Panel]) -> list[tuple[str, ...]]:
-    """Rows of `ADDED`, for the panels with finished runs of several stages.
+    """Rows of `ADDED`, one for each algorithm that refined runs of a panel to their end.
 
     The teacher is the one that the refined runs measured, or else (where it looked through another camera than the
     student) their controls. Successes are means over the seeds with their 95% intervals.
     """
     rows = []
-    for panel in panels:
-        refined, controls = ([run for run in runs if run.results is not None] for runs in panel.staged())
+    for found in (found for panel in panels for found in panel.staged()):
+        refined, controls = _finished(found.runs), _finished(found.controls)
         if not refined:
             continue
         columns = (
@@ -27,8 +27,12 @@ def added(panels: Sequence[Panel]) -> list[tuple[str, ...]]:
             *([run.results["student"] for run in runs] for runs in (controls, refined)),
         )
         minutes = ", ".join(f"{np.mean([run.minutes for run in runs]):.0f}" for runs in (refined, controls) if runs)
-        rows.append((panel.title, str(len(refined)), *map(_success, columns), minutes))
+        rows.append((found.title, str(len(refined)), *map(_success, columns), minutes))
     return rows
+
+
+def _finished(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.results is not None]
 
 
 def _teachers(runs: Sequence[Run]) -> list[dict[str, float]]:
@@ -37,12 +41,13 @@ def _teachers(runs: Sequence[Run]) -> list[dict[str, float]]:
 
 def left(panels: Sequence[Panel]) -> list[tuple[str, ...]]:
     """Rows of `LEFT`, one for each finished run of several stages that was refined: success, and steps to it."""
-    rows = []
-    for panel in panels:
-        for run in panel.staged()[0]:
-            if run.results is not None and "stages" in run.results:
-                rows.append((f"{panel.title}, seed {run.seed}", *_stage_cells(run)))
-    return rows
+    return [
+        (f"{found.title}, seed {run.seed}", *_stage_cells(run))
+        for panel in panels
+        for found in panel.staged()
+        for run in _finished(found.runs)
+        if "stages" in run.results
+    ]
 
 
 def _stage_cells(run: Run) -> tuple[str, ...]:

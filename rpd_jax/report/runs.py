@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rpd_jax.errors import UserError
-from rpd_jax.learning.algorithms import ALGORITHMS
+from rpd_jax.learning.algorithms import ALGORITHMS, IMITATION
 from rpd_jax.run.json_file import read_object
 from rpd_jax.run.records import check_summary, read_results, read_rows, read_teacher
 from rpd_jax.training_run.fields import FREE_FIELDS
@@ -102,6 +102,15 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
+class Refinement:
+    """Runs of several stages that one algorithm refined, and their controls: the same imitation, and nothing else."""
+
+    title: str
+    runs: list[Run]
+    controls: list[Run]
+
+
+@dataclasses.dataclass(frozen=True)
 class Panel:
     """Series on one task, with the same rewards and camera."""
 
@@ -112,14 +121,22 @@ class Panel:
     def runs(self) -> list[Run]:
         return [run for series in self.series for run in series.runs]
 
-    def staged(self) -> tuple[list[Run], list[Run]]:
-        """Its runs of several stages: those that were refined, and those of imitation alone."""
-        refined, alone = [], []
+    def staged(self) -> list["Refinement"]:
+        """Its runs of several stages, of each algorithm that refined some."""
+        found: dict[str, list[Run]] = {}
         for run in self.runs:
             if run.has_stages and run.rows:
-                algorithm = ALGORITHMS.get(run.algorithm)  # None: another package's
-                (refined if algorithm is None or algorithm.reinforces else alone).append(run)
-        return refined, alone
+                found.setdefault(run.algorithm, []).append(run)
+        known = {name: ALGORITHMS.get(name) for name in found}  # None: another package's
+        refined = [name for name, algorithm in known.items() if algorithm is None or algorithm.reinforces]
+        return [
+            Refinement(
+                f"{self.title}, {name}" if len(refined) > 1 else self.title,
+                found[name],
+                found.get(IMITATION[known[name] is not None and known[name].reads_spread], []),
+            )
+            for name in refined
+        ]
 
     def teachers(self, name: str) -> dict[str, float]:
         """Mean of `name` ("success" or "return") of each teacher checkpoint that the panel's runs measured."""

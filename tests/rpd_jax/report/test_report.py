@@ -279,8 +279,8 @@ def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
     make_run(tmp_path / "going_on", refine="state", finished=False, env__task="PickCube-v1")
     panels = group(find_runs([tmp_path]))
     assert refinement.added(panels) == [
-        # No control was finished, and no teacher measured; 0 of 10 by Wilson.
-        ("PickCube-v1, sparse", "1", "-", "-", "0% (0% to 28%)", "2"),
+        # Another algorithm's run is going on. No control, and no teacher measured; 0 of 10 by Wilson.
+        ("PickCube-v1, sparse, ppo", "1", "-", "-", "0% (0% to 28%)", "2"),
         # 6 of 20; 4 of 10; 19 of 20, where the seeds are nearer to each other than episodes are.
         ("PushCube-v1, sparse", "2", "30% (15% to 52%)", "40% (17% to 69%)", "95% (76% to 100%)", "7, 2"),
         # The refined run's teacher looked through a camera of its own.
@@ -288,7 +288,7 @@ def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
     ]
     assert refinement.left(panels) == [
         (
-            "PickCube-v1, sparse, seed 0",
+            "PickCube-v1, sparse, ppo, seed 0",
             "-",
             "50% (24% to 76%), 4,000 undrawn",
             "0% (0% to 28%), 500 drawn",
@@ -325,6 +325,38 @@ def test_tables_say_what_refinement_added_and_what_each_stage_left(tmp_path):
     assert width > height  # three tasks, two of them side by side
 
 
+def test_algorithms_that_refine_one_task_are_no_seeds_of_each_other(tmp_path):
+    """Two of them, each with the imitation that is its control."""
+    stages = {"label": (2, 1000, 1.0), "refine": (5, 2000, 2.0), "distil": (5, 500, 1.0)}
+    for name, algorithm, success in (
+        ("mse0", "rpd_mse", 0.9),
+        ("mse1", "rpd_mse", 0.9),
+        ("ppd", "ppd", 0.2),
+        ("dagger", "dagger", 0.4),
+        ("dagger_ppd", "dagger_ppd", 0.1),
+    ):
+        more = {"distill__num_samples": 4, "distill__std_floor": 0.1} if "ppd" in algorithm else {}
+        seed = int(name == "mse1")
+        run = make_run(tmp_path / name, algorithm, seed, (success,), refine="state", teacher=0.3, **more)
+        finish_stages(run, stages)
+    panels = group(find_runs([tmp_path]))
+    assert [row[:4] for row in refinement.added(panels)] == [
+        ("PushCube-v1, sparse, rpd_mse", "2", "-", "40% (17% to 69%)"),
+        ("PushCube-v1, sparse, ppd", "1", "-", "10% (2% to 40%)"),
+    ]
+    assert [row[4] for row in refinement.added(panels)] == ["90% (70% to 97%)", "20% (6% to 51%)"]
+    assert [row[0] for row in refinement.left(panels)] == [
+        "PushCube-v1, sparse, rpd_mse, seed 0",
+        "PushCube-v1, sparse, rpd_mse, seed 1",
+        "PushCube-v1, sparse, ppd, seed 0",
+    ]
+    write_report(find_runs([tmp_path]), tmp_path / "report", videos=0)
+    write_report(find_runs([tmp_path / "ppd"]), tmp_path / "alone", videos=0)
+    height, width = imageio.imread(tmp_path / "report" / "stages-PushCube-v1-sparse.png").shape[:2]
+    other_height, other_width = imageio.imread(tmp_path / "alone" / "stages-PushCube-v1-sparse.png").shape[:2]
+    assert width / height > 1.5 > other_width / other_height, "a picture of each algorithm, side by side"
+
+
 def test_stages_are_drawn_over_minutes_beside_imitation_alone(tmp_path):
     """Two seeds of a run of three stages, a control, and a run of one stage that is not part of the picture."""
     for seed in (0, 1):
@@ -338,11 +370,12 @@ def test_stages_are_drawn_over_minutes_beside_imitation_alone(tmp_path):
     runs = find_runs([tmp_path])  # stages are parts of their runs, also of one that has no rows of its own yet
     assert len(runs) == 4
     (panel,) = group(runs)
-    refined, controls = panel.staged()
+    (found,) = panel.staged()
+    refined = found.runs
     assert [run.path.name for run in refined] == ["refined0", "refined1"]
-    assert [run.path.name for run in controls] == ["control"]
+    assert [run.path.name for run in found.controls] == ["control"]
     assert list(stages_of(refined[0].path)) == ["label", "refine", "distil"]
-    assert list(stages_of(controls[0].path)) == ["distil"]
+    assert list(stages_of(found.controls[0].path)) == ["distil"]
     page = write_report(runs, tmp_path / "report").read_text()
     (picture,) = (tmp_path / "report").glob("stages-*.png")
     assert "stage after stage, PushCube-v1, sparse" in page and picture.stat().st_size > 5000
