@@ -111,7 +111,7 @@ def write_report(
 
 
 def _panel_pictures(panel: Panel, folder: Path) -> dict[str, str]:
-    name = re.sub(r"[^A-Za-z0-9]+", "-", panel.title)
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", panel.title)
     success, returns = folder / f"success-{name}.png", folder / f"return-{name}.png"
     figures.plot_curves(panel, "success", success)
     figures.plot_curves(panel, "return", returns)

@@ -14,10 +14,9 @@ from rpd_jax.errors import UserError
 from rpd_jax.learning.algorithms import ALGORITHMS, IMITATION
 from rpd_jax.run.json_file import read_object
 from rpd_jax.run.records import check_summary, read_results, read_rows, read_teacher
-from rpd_jax.training_run.fields import FREE_FIELDS
+from rpd_jax.training_run.fields import FIRST_STAGES, FREE_FIELDS
 
-# Fields that the curves of one panel share.
-_PANEL_FIELDS = ("env.task", "env.reward_mode", "env.camera.")
+_CAMERA = "env.camera."
 # Of several fields that tell variants of an algorithm apart, these name them.
 _CHOSEN_FIRST = ("student.observation", "teacher.checkpoint", "teacher.name", "distill.coef", "total_steps")
 # The order of algorithms in legends and tables, before those of other packages.
@@ -32,6 +31,7 @@ class Run:
         path: the directory.
         config: resolved settings, "part.field" -> value.
         rows: the lines of metrics.jsonl.
+        earlier: those of the stages before its last, while there is no results.json.
         results: results.json, or None while it is not finished.
         teacher: teacher.json, or None where the teacher was not measured.
     """
@@ -41,6 +41,7 @@ class Run:
     rows: list[dict[str, float]]
     results: dict | None
     teacher: dict[str, float] | None
+    earlier: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     @property
     def algorithm(self) -> str:
@@ -76,7 +77,7 @@ class Run:
         stages = (self.results or {}).get("stages")
         if stages:
             return sum(float(stage["minutes"]) for stage in stages.values())
-        return sum(row.get("time/total", 0.0) for row in self.rows) / 60.0
+        return sum(row.get("time/total", 0.0) for row in (*self.earlier, *self.rows)) / 60.0
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] and values [K] of the iterations that logged `name`."""
@@ -175,10 +176,18 @@ def _runs_in(path: Path, levels: int) -> list[Path]:
 
 
 def group(runs: Sequence[Run]) -> list[Panel]:
-    """Sorts runs into panels, and those of a panel into series named by algorithm and by what else differs."""
+    """Sorts runs into panels, and those of a panel into series named by algorithm and by what else differs.
+
+    The curves of a panel share the task, the kind of rewards and the camera.
+    """
+    cameras: dict[str, set[str]] = {}
+    for run in runs:
+        cameras.setdefault(_panel_title(run), set()).add(_camera(run))
     panels: dict[str, list[Run]] = {}
     for run in runs:
-        panels.setdefault(_panel_title(run), []).append(run)
+        title = _panel_title(run)
+        title += f" ({_camera(run)})" if len(cameras[title]) > 1 else ""
+        panels.setdefault(title, []).append(run)
     return [Panel(title, _series(members)) for title, members in sorted(panels.items())]
 
 
@@ -217,10 +226,18 @@ def _telling_fields(runs: Sequence[Run], fields: Sequence[str]) -> tuple[str, ..
 
 
 def _panel_title(run: Run) -> str:
-    camera = {name: value for name, value in run.config.items() if name.startswith(_PANEL_FIELDS[2])}
-    moved = any(np.any(np.asarray(value, float) != 0.0) for value in camera.values() if value is not None)
     parts = [run.config["env.task"], "dense" if run.config["env.reward_mode"] == "normalized_dense" else "sparse"]
-    return ", ".join([*parts, "moved camera"] if moved else parts)
+    return ", ".join([*parts, "moved camera"] if _camera(run) else parts)
+
+
+def _camera(run: Run) -> str:
+    """How the run's camera was moved, as its settings say it; "" if it was not."""
+    moved = []
+    for name, value in sorted(run.config.items()):
+        if name.startswith(_CAMERA) and value is not None and np.any(place := np.asarray(value, float)):
+            shown = tuple(place.tolist()) if place.ndim else float(place)
+            moved.append(f"{name.removeprefix(_CAMERA)}={shown}")
+    return ", ".join(moved)
 
 
 def _is_run(path: Path) -> bool:
@@ -237,6 +254,10 @@ def _read_run(path: Path) -> Run:
             read_results(results) if results.exists() else None,
             read_teacher(teacher) if teacher.exists() else None,
         )
+        if run.has_stages and run.results is None:
+            earlier = (path / stage / "metrics.jsonl" for stage in FIRST_STAGES)
+            rows = [row for stage in earlier if stage.exists() for row in read_rows(stage)]
+            run = dataclasses.replace(run, earlier=rows)
         _check_fields(run)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a run ({error!r}): leave it out, or mend the file.") from error

@@ -118,6 +118,23 @@ def test_runs_are_grouped_by_task_and_by_what_differs(tmp_path):
     assert names == {"rpd_mse (distill.coef=10.0)": 2, "rpd_mse (distill.coef=1.0)": 1, "ppo": 2}
 
 
+def test_cameras_have_panels_and_teachers_of_their_own(tmp_path):
+    make_run(tmp_path / "unmoved", teacher=0.9)
+    make_run(tmp_path / "left", teacher=0.2, env__camera__eye_offset=(0.0, -0.2, 0.0))
+    (alone,) = group(find_runs([tmp_path / "left"]))
+    assert alone.title == "PushCube-v1, sparse, moved camera"
+    make_run(tmp_path / "left1", seed=1, teacher=0.4, env__camera__eye_offset=(0.0, -0.2, 0.0))
+    make_run(tmp_path / "right", teacher=0.6, env__camera__eye_offset=(0.0, 0.2, 0.0), env__camera__fov=1.0)
+    panels = group(find_runs([tmp_path]))
+    assert {panel.title: list(panel.teachers("success").values()) for panel in panels} == {
+        "PushCube-v1, sparse": [0.9],
+        "PushCube-v1, sparse, moved camera (eye_offset=(0.0, -0.2, 0.0))": [pytest.approx(0.3)],
+        "PushCube-v1, sparse, moved camera (eye_offset=(0.0, 0.2, 0.0), fov=1.0)": [0.6],
+    }
+    write_report(find_runs([tmp_path]), tmp_path / "report", videos=0)
+    assert len(list((tmp_path / "report").glob("success-*.png"))) == 3
+
+
 def test_the_page_holds_everything_and_needs_no_network(tmp_path):
     runs = tmp_path / "runs"
     for seed in range(2):
@@ -208,6 +225,12 @@ def test_steps_and_minutes_of_a_run_are_those_of_all_its_stages(tmp_path):
     (plain,) = find_runs([workdir])
     assert plain.minutes == pytest.approx(sum(row["time/total"] for row in rows) / 60)
     assert plain.total_steps == 1000 + plain.config["total_steps"] // 100 * 100
+    finished = (workdir / "results.json").rename(tmp_path / "results.json")
+    for stage in ("label", "refine"):
+        make_run(workdir / stage, success=(0.1, 0.5), finished=False)  # 99 s and 4 s
+    (going_on,) = find_runs([workdir])
+    assert going_on.minutes == pytest.approx(plain.minutes + 2 * (99 + 4) / 60)
+    finished.rename(workdir / "results.json")
     results = json.loads((workdir / "results.json").read_text())
     minutes = {"label": 2.0, "refine": 3.5, "distil": 4.0}
     results["stages"] = {
