@@ -36,7 +36,7 @@ def main(paths: list[str]) -> None:
     from rpd_jax.report.runs import find_runs
     from rpd_jax.sweep.grid import chosen, load_sweep
     from rpd_jax.sweep.hours import estimate
-    from rpd_jax.sweep.launch import launch_local, launch_slurm
+    from rpd_jax.sweep.launch import launch_local, launch_slurm, visible_gpus
     from rpd_jax.sweep.status import FINISHED, TO_START, read_status, status_table
 
     if len(paths) != 1:
@@ -59,8 +59,8 @@ def main(paths: list[str]) -> None:
     if not to_start:
         return
 
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    parallel = _JOBS.value or max(1, gpus)
+    gpus = visible_gpus()
+    parallel = _JOBS.value or max(1, len(gpus))
     if _LAUNCHER.value == "slurm":
         parameters = dict(item.partition("=")[::2] for item in _SLURM.value)
         array = launch_slurm(to_start, folder, parallel, _HOURS.value, parameters)

@@ -26,9 +26,9 @@ class JobProcess(submitit.helpers.Checkpointable):
     submitit queues the same job again, and the command continues where it stopped.
     """
 
-    def __init__(self, job: Job, folder: Path):
-        """A job of the sweep in `folder`."""
-        self.job, self.folder = job, folder
+    def __init__(self, job: Job, folder: Path, gpu: str | None = None):
+        """A job of the sweep in `folder`, which sees one `gpu`, a number or name; None: those of this process."""
+        self.job, self.folder, self.gpu = job, folder, gpu
         self._pid: int | None = None
         self._queued_again = False
 
@@ -38,10 +38,12 @@ class JobProcess(submitit.helpers.Checkpointable):
         log.parent.mkdir(parents=True, exist_ok=True)
         # The scheduler's warning may reach the whole process tree: it is for this process only.
         previous = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        devices = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, *self.job.command(self.folder)],
                 cwd=ROOT,
+                env={**os.environ, **devices},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -71,7 +73,7 @@ class JobProcess(submitit.helpers.Checkpointable):
         self._stop()
         self._queued_again = True
         write_record(self.folder, self.job, state="queued")
-        return submitit.helpers.DelayedSubmission(JobProcess(self.job, self.folder))
+        return submitit.helpers.DelayedSubmission(JobProcess(self.job, self.folder, self.gpu))
 
     def _stop(self) -> None:
         """SIGTERM, and SIGKILL for the whole session if the command has not ended in time."""

@@ -1,5 +1,6 @@
 """Starts jobs through submitit: a few at a time on this machine, or all as one array of Slurm."""
 
+import itertools
 import os
 import signal
 import time
@@ -21,13 +22,22 @@ _SECONDS_TO_END = 120
 _MAX_TIMEOUTS = 100
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that jobs may use: those of CUDA_VISIBLE_DEVICES where it is set, else all of this machine."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    # CUDA looks no further than the first that is none.
+    return list(itertools.takewhile(lambda gpu: gpu not in ("", "-1"), map(str.strip, listed.split(","))))
+
+
 @interrupts_raise()
 def launch_local(
     jobs: Sequence[Job],
     folder: Path,
     parallel: int,
     hours: float,
-    gpus: int = 0,
+    gpus: Sequence[str] = (),
     on_end: Callable[[Job, str], None] = lambda job, error: None,
 ) -> None:
     """Runs jobs on this machine and waits for them; the rest goes on when one fails.
@@ -37,7 +47,7 @@ def launch_local(
         folder: the sweep's.
         parallel: jobs at a time.
         hours: a job that takes longer is stopped and started again, six times at most.
-        gpus: on this machine; each of the parallel jobs sees one of them, in turn. 0: none is seen.
+        gpus: their numbers or names; each of the parallel jobs sees one of them, in turn. Without any, none is seen.
         on_end: called with each job that ended and its error ("" if there was none).
 
     Raises:
@@ -50,12 +60,12 @@ def launch_local(
             for slot in free[: len(waiting)]:
                 job = waiting.pop(0)
                 executor = submitit.LocalExecutor(folder / "submitit")
-                devices = {"gpus_per_node": 1, "visible_gpus": (slot % gpus,)} if gpus else {}
                 warning = min(_WARNING_SECONDS, int(1800 * hours))
-                executor.update_parameters(timeout_min=60 * hours, signal_delay_s=warning, **devices)
+                executor.update_parameters(timeout_min=60 * hours, signal_delay_s=warning)
+                gpu = gpus[slot % len(gpus)] if gpus else None
                 # Ctrl-C is for this process only, which tells the jobs.
                 previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-                running[slot] = job, executor.submit(JobProcess(job, folder))
+                running[slot] = job, executor.submit(JobProcess(job, folder, gpu))
                 signal.signal(signal.SIGINT, previous)
             for slot, (job, handle) in list(running.items()):
                 if handle.done():

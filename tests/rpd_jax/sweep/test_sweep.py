@@ -17,7 +17,7 @@ from rpd_jax.run.metrics import MetricsLog
 from rpd_jax.sweep.grid import Job, chosen, job_config, load_sweep, training
 from rpd_jax.sweep.hours import estimate
 from rpd_jax.sweep.job_process import write_record
-from rpd_jax.sweep.launch import launch_local, launch_slurm
+from rpd_jax.sweep.launch import launch_local, launch_slurm, visible_gpus
 from rpd_jax.sweep.status import FAILED, FINISHED, MISSING, QUEUED, RUNNING, STOPPED, read_status
 from rpd_jax.training_run.fields import TRAINING
 
@@ -211,6 +211,28 @@ def test_a_job_at_its_time_limit_saves_is_queued_again_and_continues(tmp_path):
     assert ended == [""]
     assert (tmp_path / "long" / "saved").exists()
     assert read_status([job], tmp_path)[0].state == FINISHED
+
+
+# Leaves what it sees.
+SEES = """
+import os, pathlib, sys
+folder = pathlib.Path(sys.argv[1].split("=")[1])
+folder.mkdir()
+(folder / "sees").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+(folder / "results.json").write_text("{}")
+"""
+
+
+def test_jobs_share_the_gpus_that_the_user_chose(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8932f937,-1,2")
+    assert visible_gpus() == ["3", "GPU-8932f937"]
+    jobs = [Job(name, ("-c", SEES), (), "workdir") for name in "ab"]
+    launch_local(jobs, tmp_path, 2, 0.1, visible_gpus())
+    assert [(tmp_path / name / "sees").read_text() for name in "ab"] == ["3", "GPU-8932f937"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    launch_local([Job("c", ("-c", SEES), (), "workdir")], tmp_path, 1, 0.1, visible_gpus())
+    assert (tmp_path / "c" / "sees").read_text() == ""
 
 
 @pytest.mark.slow
