@@ -40,6 +40,7 @@ class JobProcess(submitit.helpers.Checkpointable):
         previous = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         devices = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
         with log.open("ab") as output:
+            begun = output.tell()  # after what earlier attempts said
             process = subprocess.Popen(
                 [sys.executable, *self.job.command(self.folder)],
                 cwd=ROOT,
@@ -64,7 +65,7 @@ class JobProcess(submitit.helpers.Checkpointable):
         if status == _STOPPED_STATUS:
             write_record(self.folder, self.job, state="stopped")
             raise RuntimeError(f"{self.job.name} was stopped")
-        error = _last_line(log)
+        error = _last_line(log, begun)
         write_record(self.folder, self.job, state="failed", error=error)
         raise RuntimeError(f"{self.job.name} ended with status {status}: {error}")
 
@@ -117,7 +118,8 @@ def _has_ended(pid: int) -> bool:
         return True
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+def _last_line(log: Path, begun: int) -> str:
+    """The last error in a log, or else its last line, of what came after `begun` bytes."""
+    lines = log.read_bytes()[begun:].decode(errors="replace").strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1][:300]

@@ -213,6 +213,15 @@ def test_a_job_at_its_time_limit_saves_is_queued_again_and_continues(tmp_path):
     assert read_status([job], tmp_path)[0].state == FINISHED
 
 
+def test_the_error_of_a_job_is_that_of_its_last_attempt(tmp_path):
+    told = []
+    for code in ("print('error: no disk'); exit(2)", "print('Segmentation fault'); exit(2)", "exit(2)"):
+        job = Job("job", ("-c", code), (), "workdir")
+        launch_local([job], tmp_path, 1, 0.1, on_end=lambda job, error: told.append(error))
+    assert told == ["error: no disk", "Segmentation fault", "no output"]
+    assert (tmp_path / "logs" / "job.log").read_text() == "error: no disk\nSegmentation fault\n"
+
+
 # Leaves what it sees.
 SEES = """
 import os, pathlib, sys
