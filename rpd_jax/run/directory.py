@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rpd_jax.errors import UserError
 from rpd_jax.run.json_file import read_object
 from rpd_jax.run.lock import LOCK_FILE
-from rpd_jax.run.whole_file import write_whole
+from rpd_jax.run.whole_file import left_behind, remove_left_behind, write_whole
 
 CONFIG_FILE = "config.json"
 
@@ -60,8 +60,10 @@ def check_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
             )
     elif workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: choose another --workdir.")
-    elif workdir.exists() and any(entry.name not in (LOCK_FILE, *kind.early) for entry in workdir.iterdir()):
-        raise UserError(f"{workdir} holds files but no config.json, so it is no run: choose another --workdir.")
+    elif workdir.exists():
+        of_a_run = {LOCK_FILE, *kind.early, *(left.name for left in left_behind(path))}
+        if any(entry.name not in of_a_run for entry in workdir.iterdir()):
+            raise UserError(f"{workdir} holds files but no config.json, so it is no run: choose another --workdir.")
     return workdir
 
 
@@ -81,6 +83,8 @@ def differences(workdir: Path, config: ConfigDict, kind: RunKind) -> list[str]:
 def open_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
     """Makes `workdir` with its config.json, or checks that the one there is of the same config; see `check_run`.
 
+    Called by one process at a time.
+
     Raises:
         UserError: as `check_run`, or the directory cannot be written.
     """
@@ -88,6 +92,7 @@ def open_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
     path = workdir / CONFIG_FILE
     if path.exists():
         return workdir
+    remove_left_behind(path)
     try:
         write_whole(path, json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True) + "\n")
     except OSError as error:

@@ -4,19 +4,27 @@ import contextlib
 import errno
 import json
 import os
+import re
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+# Nobody writes at a file for so long.
+_LEFT_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields another name beside `path`, with its ending, to write to; it becomes `path` if the `with` block ends well.
 
-    What was written is on the disk by then. The folder is made if missing. An OSError names `path`.
+    What was written is on the disk by then. The folder is made if missing. An OSError names `path`. Several
+    processes may do so at once: the last one's file stays. What a killed one left is removed after an hour.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
+    remove_left_behind(path, _LEFT_SECONDS)
+    scratch = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.new{path.suffix}")
     try:
         yield scratch
         sync(scratch)
@@ -27,6 +35,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def left_behind(path: Path) -> list[Path]:
+    """What processes that were killed while they wrote `path` left beside it, and what others are writing at."""
+    ours = re.compile(rf"\.{re.escape(path.stem)}(\.[0-9a-f]{{8}})?\.new{re.escape(path.suffix)}")
+    return [found for found in path.parent.glob(".*") if ours.fullmatch(found.name)]
+
+
+def remove_left_behind(path: Path, seconds: float = 0.0) -> None:
+    """Removes what was `left_behind` so many seconds ago; without them nobody else may be writing `path`."""
+    for found in left_behind(path):
+        with contextlib.suppress(OSError):  # another process removed it
+            if time.time() - found.stat().st_mtime >= seconds:
+                found.unlink()
 
 
 def sync(path: Path) -> None:
