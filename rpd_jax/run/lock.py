@@ -41,6 +41,21 @@ def hold(workdir: str | Path, say: Callable[[str], None] = print) -> Iterator[No
         os.close(descriptor)  # gives the lock back
 
 
+def is_held(workdir: Path) -> bool:
+    """True if another process holds `workdir`, as far as its file system tells; the holder itself must not ask."""
+    try:
+        descriptor = os.open(workdir / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _take(descriptor: int, workdir: Path, say: Callable[[str], None]) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import submitit
 
+from rpd_jax.run.whole_file import write_json
 from rpd_jax.sweep.grid import ROOT, Job
 
 # Schedulers kill some 90 seconds after their warning.
@@ -34,7 +35,7 @@ class JobProcess(submitit.helpers.Checkpointable):
 
     def __call__(self) -> None:
         """Runs the command to its end; raises RuntimeError if it fails or is stopped."""
-        log = self.folder / "logs" / f"{self.job.name}.log"
+        log = log_path(self.folder, self.job)
         log.parent.mkdir(parents=True, exist_ok=True)
         # The scheduler's warning may reach the whole process tree: it is for this process only.
         previous = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -90,23 +91,27 @@ class JobProcess(submitit.helpers.Checkpointable):
 
 def write_record(folder: Path, job: Job, **values: object) -> None:
     """Replaces what is known of a job's last attempt; the time and the id of a job of Slurm are added."""
-    path = _record_path(folder, job)
-    path.parent.mkdir(parents=True, exist_ok=True)
     in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     job_id = {"slurm_job": submitit.JobEnvironment().job_id} if in_slurm else {}
-    record = {"time": time.time(), **job_id, **values}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record) + "\n")
-    os.replace(temporary, path)
+    write_json(record_path(folder, job), {"time": time.time(), **job_id, **values})
 
 
 def read_record(folder: Path, job: Job) -> dict | None:
-    """What is known of a job's last attempt; None if there was none."""
-    path = _record_path(folder, job)
-    return json.loads(path.read_text()) if path.exists() else None
+    """What is known of a job's last attempt; None if there was none, or its record is damaged."""
+    try:
+        record = json.loads(record_path(folder, job).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "state" in record else None
 
 
-def _record_path(folder: Path, job: Job) -> Path:
+def log_path(folder: Path, job: Job) -> Path:
+    """Where the output of all of a job's attempts is."""
+    return folder / "logs" / f"{job.name}.log"
+
+
+def record_path(folder: Path, job: Job) -> Path:
+    """Where what is known of a job's last attempt is."""
     return folder / "records" / f"{job.name}.json"
 
 

@@ -13,7 +13,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.run.stop import interrupts_raise
 from rpd_jax.sweep.grid import Job
 from rpd_jax.sweep.job_process import JobProcess, read_record, write_record
-from rpd_jax.sweep.status import is_running
+from rpd_jax.sweep.status import runs_here
 
 # A job is told to save so long before its time limit.
 _WARNING_SECONDS = 90
@@ -114,7 +114,7 @@ def _stop_all(running: Sequence[tuple[Job, submitit.Job]], folder: Path) -> None
     while time.monotonic() < end and not all(handle.done() for _, handle in running):
         for job, handle in running:
             record = read_record(folder, job)  # a job that has just been started writes it soon
-            if job.name not in told and not handle.done() and record is not None and is_running(record, job.name):
+            if job.name not in told and not handle.done() and record is not None and runs_here(record, job.name):
                 os.kill(record["pid"], signal.SIGTERM)
                 told.add(job.name)
         time.sleep(0.2)

@@ -6,13 +6,16 @@ import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from rpd_jax.run.lock import is_held
 from rpd_jax.sweep.grid import Job
-from rpd_jax.sweep.job_process import read_record
+from rpd_jax.sweep.job_process import log_path, read_record, record_path
+from rpd_jax.training_run.fields import FIRST_STAGES
 
 # States of a job; those in `TO_START` are started by the next call.
 FINISHED, RUNNING, QUEUED, STOPPED, FAILED, MISSING = (
@@ -25,6 +28,9 @@ FINISHED, RUNNING, QUEUED, STOPPED, FAILED, MISSING = (
 )
 TO_START = (STOPPED, FAILED, MISSING)
 _RUNNING_STATES = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT")
+
+# A job of another machine that holds no lock and has written nothing for so long has ended.
+_SILENT_SECONDS = 900.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +74,11 @@ def _status(job: Job, folder: Path, slurm: Mapping[str, str] | None) -> Status:
             return Status(job, QUEUED, f"{progress} (Slurm does not answer on this machine)".lstrip())
         state = slurm.get(record["slurm_job"])
         return Status(job, STOPPED if state is None else RUNNING if state in _RUNNING_STATES else QUEUED, progress)
-    if is_running(record, job.name):
+    if runs_here(record, job.name):
         return Status(job, RUNNING, progress)
+    if record["state"] == "running" and record["host"] != socket.gethostname() and _shows_life(job, folder):
+        limit = f"on {record['host']}; stopped if silent for {_SILENT_SECONDS // 60:.0f} minutes"
+        return Status(job, RUNNING, f"{progress} ({limit})".lstrip())
     return Status(job, STOPPED, progress)
 
 
@@ -92,12 +101,22 @@ def _progress(workdir: Path) -> str:
     return ""
 
 
-def is_running(record: dict, name: str) -> bool:
-    """True if the process of a job's record is there, as far as can be seen from this machine."""
-    if record["state"] != "running":
+def _shows_life(job: Job, folder: Path) -> bool:
+    """True if a job of another machine, whose processes cannot be seen, holds its run or has written something lately.
+
+    The machine may be gone: a container has another name after each start.
+    """
+    workdir = folder / job.name
+    written = [record_path(folder, job), log_path(folder, job)]
+    written += [workdir / stage / "metrics.jsonl" for stage in ("", *FIRST_STAGES)]
+    newest = max(path.stat().st_mtime for path in written if path.exists())
+    return is_held(workdir) or time.time() - newest < _SILENT_SECONDS
+
+
+def runs_here(record: dict, name: str) -> bool:
+    """True if the process of a job's record is on this machine."""
+    if record["state"] != "running" or record["host"] != socket.gethostname():
         return False
-    if record["host"] != socket.gethostname():
-        return True  # cannot be seen from here; results or a failure will tell
     command = Path(f"/proc/{record['pid']}/cmdline")
     if command.parent.parent.joinpath("self").exists():  # there is a /proc
         return command.exists() and name.encode() in command.read_bytes()

@@ -129,6 +129,36 @@ def test_states_of_jobs(tmp_path):
     assert statuses[0].detail == "success 50% (40% to 60%)"
 
 
+HOLD = """
+import sys
+from rpd_jax.run.lock import hold
+with hold(sys.argv[1]):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_job_of_another_machine_runs_while_it_holds_its_run_or_writes(tmp_path):
+    jobs = training(["push_cube_sparse"], ["ppo"], seeds=4)
+    _, locked, writing, damaged = jobs
+    for job in jobs:
+        write_record(tmp_path, job, state="running", host="another-container", pid=1)
+    assert [status.state for status in read_status(jobs, tmp_path)] == [RUNNING] * 4, "they have just been started"
+    (tmp_path / "records" / f"{damaged.name}.json").write_text("")  # after a power failure
+    for path in (tmp_path / "records").iterdir():
+        os.utime(path, (time.time() - 1000,) * 2)
+    (tmp_path / writing.name / "label").mkdir(parents=True)
+    (tmp_path / writing.name / "label" / "metrics.jsonl").write_text("")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / locked.name], **pipes)
+    assert holder.stdout.readline() == b"ready\n"
+    statuses = read_status(jobs, tmp_path)
+    holder.communicate(b"")
+    assert [status.state for status in statuses] == [STOPPED, RUNNING, RUNNING, MISSING]
+    assert statuses[1].detail == "(on another-container; stopped if silent for 15 minutes)"
+    assert [status.state for status in read_status(jobs, tmp_path)] == [STOPPED, STOPPED, RUNNING, MISSING]
+
+
 def test_jobs_of_a_slurm_that_cannot_be_asked_are_not_started_twice(tmp_path, monkeypatch):
     (job,) = training(["push_cube_sparse"], ["ppo"], seeds=1)
     write_record(tmp_path, job, state="queued", slurm_job="7_0")
