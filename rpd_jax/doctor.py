@@ -24,7 +24,6 @@ from pathlib import Path
 from absl import flags
 
 from rpd_jax.command.line import run_command
-from rpd_jax.settings import has_cuda
 from rpd_jax.workers.memory import create_memory
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "Where runs will be written.")
@@ -79,7 +78,9 @@ def check_jax() -> Finding:
 
         devices = jax.devices()
     except Exception as error:
-        return Finding("JAX", BAD, _short(error), "pip install --constraint constraints.txt --editable .")
+        platforms = os.environ.get("JAX_PLATFORMS")
+        mend = f"Leave JAX_PLATFORMS={platforms} out" if platforms else "pip install --constraint constraints.txt -e ."
+        return Finding("JAX", BAD, _short(error), mend)
     found = f"{jax.__version__}, {len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
         return Finding("JAX", NOTE, found, "It does not use the NVIDIA GPU there is: pip install 'rpd-jax[cuda12]'")
@@ -109,7 +110,7 @@ def check_simulator() -> Finding:
 def check_rendering(seconds: float, code: str | None = None) -> Finding:
     """Draws one frame of PushCube in a process of its own, which may crash or hang without harm to this one."""
     if code is None:
-        code = _DRAW.replace("BACKEND", repr("gpu" if has_cuda() else "cpu"))
+        code = _DRAW.replace("BACKEND", repr("gpu" if _has_cuda() else "cpu"))
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.DEVNULL,
@@ -129,6 +130,15 @@ def check_rendering(seconds: float, code: str | None = None) -> Finding:
         mend = "make setup: it installs Mesa's software Vulkan (24.3 or newer), which SAPIEN needs without a GPU"
         return Finding("rendering", BAD, lines[-1][:120], mend)
     return Finding("rendering", GOOD, "drew one frame of PushCube")
+
+
+def _has_cuda() -> bool:
+    try:
+        from rpd_jax.settings import has_cuda  # here: with it comes JAX, which may be broken
+
+        return has_cuda()
+    except Exception:  # `check_jax` says why
+        return False
 
 
 def check_disk(workdir: str) -> Finding:

@@ -347,8 +347,17 @@ MACHINE: tuple[tuple[Callable[..., bool], str], ...] = (
 
 
 def has_cuda() -> bool:
-    """True if JAX sees a CUDA device."""
-    return any(device.platform == "gpu" for device in jax.devices())
+    """True if JAX sees a CUDA device; raises UserError if it does not start on the devices that it is told to use."""
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # where it was told to use a GPU and has none, it asserts
+        reason = (str(error).splitlines() or ["it finds no device"])[0]
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX does not start ({reason}; JAX_PLATFORMS={platforms!r}): leave that variable out where it names "
+            "what is not here, and look at what python -m rpd_jax.doctor says."
+        ) from error
+    return any(device.platform == "gpu" for device in devices)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

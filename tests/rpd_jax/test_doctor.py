@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,6 +29,37 @@ def test_this_machine_can_train(tmp_path):
     assert outcome.returncode == 0, outcome.stdout
     assert "drew one frame of PushCube" in outcome.stdout
     assert outcome.stdout.strip().endswith("Training can start: make train")
+
+
+def examine(**environment):
+    """Runs the doctor, which has no time to draw."""
+    command = [sys.executable, "-m", "rpd_jax.doctor", "--hub_seconds=0.1", "--render_seconds=1"]
+    environment = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_a_jax_that_cannot_be_imported_is_told(tmp_path):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("raise ImportError('jaxlib is of another version')")
+    broken = examine(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert broken.returncode == 1 and broken.stderr == ""
+    assert "jaxlib is of another version" in broken.stdout and "mend JAX, rendering" in broken.stdout
+
+
+def test_a_platform_that_is_not_here_is_told():
+    told = examine(JAX_PLATFORMS="tpu_of_another_machine")
+    assert told.returncode == 1 and told.stderr == ""
+    assert "Leave JAX_PLATFORMS=tpu_of_another_machine out" in told.stdout and "shared memory" in told.stdout
+
+
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="there may be a GPU")
+def test_training_for_a_gpu_that_is_not_here_ends_in_one_sentence(tmp_path):
+    command = [sys.executable, "train.py", "--config=configs/push_cube_sparse.py", f"--workdir={tmp_path / 'run'}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "error: JAX does not start (it finds no device; JAX_PLATFORMS='cuda'): leave" in ended.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_rendering_that_hangs_crashes_or_fails_is_told(capfd):
