@@ -29,7 +29,7 @@ from rich.table import Table
 from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
 from rpd_jax.errors import UserError
-from rpd_jax.run.whole_file import write_json
+from rpd_jax.run.whole_file import check_can_write, write_json
 
 # Each setting with its values, and with those of --quick.
 ROWS = {
@@ -106,7 +106,7 @@ def main() -> None:
     chosen = [value for value in flags.FLAGS.values if value] if len(_ROWS.value) == 1 else []
     console = Console(highlight=False, width=120)
     output = Path(_OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
+    check_can_write(output)
     found = {}
     for name in _ROWS.value:
         found[name] = grown(name, chosen or list(ROWS[name][_QUICK_MODE.value]), console)

@@ -101,6 +101,15 @@ def small_disk(tmp_path, request):
 
 
 @pytest.fixture
+def read_only_folder(small_disk):
+    """A folder in which root cannot write either."""
+    folder = small_disk / "folder"
+    folder.mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    return folder
+
+
+@pytest.fixture
 def fill():
     """A function that fills the disk of a folder, and returns the file that does it."""
 

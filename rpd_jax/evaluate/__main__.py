@@ -81,6 +81,7 @@ def main() -> None:
     from rpd_jax.acting.odd_actions import OddActions
     from rpd_jax.evaluate.policies import exported_policy, run_policy, teacher_policy
     from rpd_jax.evaluate.table import console_table, write_tables
+    from rpd_jax.run.whole_file import check_can_write
     from rpd_jax.tasks import TASKS, find_task
 
     chosen = [flag.name for flag in (_TEACHER, _RUN, _POLICY) if flag.value]
@@ -95,8 +96,8 @@ def main() -> None:
         raise UserError("--averaged is for teachers whose chunks are executed one action at a time: leave it out.")
     view = _view_changes(of_teacher)
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
-    if output and output.exists() and not output.is_dir():
-        raise UserError(f"--output={output} is a file: give a folder.")
+    if output:
+        check_can_write(output)
     tasks = [find_task(name, "--tasks") for name in (TASKS if _TASKS.value == ["all"] else _TASKS.value or ())]
     if _RUN.value:
         policy = run_policy(_RUN.value, _CHECKPOINT.value)

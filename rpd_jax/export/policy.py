@@ -14,6 +14,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.evaluate.exported_policy import DESCRIPTION_FILE, JAX_FILE, ExportedPolicy, digest, read_description
 from rpd_jax.evaluate.trained_student import TrainedStudent
 from rpd_jax.export.weights import policy_weights
+from rpd_jax.run.whole_file import check_can_write
 from rpd_jax.tasks import find_task
 
 ONNX_FILE, WEIGHTS_FILE, NUMPY_FILE = "policy.onnx", "weights.npz", "run_numpy.py"
@@ -41,10 +42,8 @@ def export_policy(student: TrainedStudent, folder: str | Path) -> dict[str, floa
         RuntimeError: the forms disagree.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to {folder} ({error.strerror}): choose another --output.") from error
+    check_can_write(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{_SCRATCH}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     # Beside the files of an earlier export, which stay whole where the disk is full.

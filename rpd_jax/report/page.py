@@ -12,12 +12,11 @@ import jinja2
 import numpy as np
 
 from rpd_jax.acting.episodes import wilson_interval
-from rpd_jax.errors import UserError
 from rpd_jax.markdown import markdown_table
 from rpd_jax.report import figures, refinement, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
 from rpd_jax.report.stage_curves import Stages, plot_several, stages_of
-from rpd_jax.run.whole_file import write_whole
+from rpd_jax.run.whole_file import check_can_write, write_whole
 from rpd_jax.training_run.fields import FREE_FIELDS
 
 PAGE = "report.html"
@@ -47,10 +46,7 @@ def write_report(
     Raises:
         UserError: `folder` cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to {folder} ({error.strerror}): choose another --output.") from error
+    check_can_write(folder)
     panels = group(runs)
     places = [(panel, one) for panel in panels for one in panel.series]
     names = [f"{panel.title}: {one.name}" if len(panels) > 1 else one.name for panel, one in places]

@@ -6,12 +6,31 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rpd_jax.errors import UserError, no_room
+
 # Nobody writes at a file for so long.
 _LEFT_SECONDS = 3600.0
+
+
+def check_can_write(folder: Path, option: str = "--output") -> None:
+    """Raises UserError, which names the option, if no file can be written to a folder, which need not be there yet.
+
+    A command asks before its work. What it finds is room for a file: how full the disk is shows when it is written.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        if no_room(error) is None:
+            raise UserError(f"Cannot write to {folder} ({error.strerror}): choose another {option}.") from error
 
 
 @contextlib.contextmanager

@@ -131,6 +131,11 @@ def test_what_cannot_be_exported_is_told(exported, tmp_path):
         ExportedPolicy(run)
 
 
+def test_a_folder_that_is_there_and_cannot_be_written_is_told(exported, read_only_folder):
+    with pytest.raises(UserError, match=r"Cannot write to .* \(Read-only file system\): choose another --output"):
+        export_policy(load_student(exported[0]), read_only_folder)
+
+
 @pytest.mark.parametrize("small_disk", ["64m"], indirect=True)
 def test_a_full_disk_leaves_the_export_that_was_there(exported, small_disk, fill):
     run, folder = exported
