@@ -137,17 +137,18 @@ def job_config(job: Job) -> ConfigDict:
         part = config
         for key in parts:
             part = part[key]
-        part[field] = _convert(name, value, kinds[name])
+        kind = kinds[name]
+        try:
+            part[field] = _converted(value, kind)
+        except (SyntaxError, ValueError, TypeError) as error:
+            raise UserError(f"{name}={value} is not a value of type {kind.__name__}: mend --set.") from error
     return config
 
 
-def _convert(name: str, value: object, kind: type) -> object:
+def _converted(value: object, kind: type) -> object:
     if not isinstance(value, str) or kind is str:
         return value
-    try:
-        return literal_eval(value.capitalize() if kind is bool else value)
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{name}={value} is not a value of type {kind.__name__}: mend --set.") from error
+    return literal_eval(value.capitalize() if kind is bool else value)
 
 
 def _split(override: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,8 +102,9 @@ def test_settings_reach_the_command_and_mistakes_name_the_nearest_field(tmp_path
     assert (config.total_steps, config.env.restart_workers, config.algorithm) == (4096, True, "rpd_mse")
     with pytest.raises(UserError, match=r"did you mean 'env.num_envs'"):
         load_sweep(PAPER / "fig3.py", "cpu", ["num_envs=3"])
-    with pytest.raises(UserError, match="total_steps=many is not a value of type int"):
-        job_config(load_sweep(PAPER / "fig3.py", "cpu", ["total_steps=many"])[0])
+    for value in ("many", "1e6", "(1,"):
+        with pytest.raises(UserError, match=rf"total_steps={re.escape(value)} is not a value of type int: mend --set"):
+            job_config(load_sweep(PAPER / "fig3.py", "cpu", [f"total_steps={value}"])[0])
     with pytest.raises(UserError, match=r"did you mean configs/paper/fig3.py"):
         load_sweep("fig33.py", "cpu")
 
