@@ -50,6 +50,13 @@ def main() -> None:
 
     if _TEACHER.value and _RUN.value:
         raise UserError("--teacher and --run exclude each other: give one of them.")
+    if _CHECKPOINT.value is not None and not _RUN.value:
+        raise UserError(f"--checkpoint={_CHECKPOINT.value} is one of a run: name that with --run, or leave it out.")
+    if _RUN.value:
+        ignored = [f"config.{name}" for name in config_flags.get_override_values(flags.FLAGS["config"])]
+        ignored += ["seed"] if flags.FLAGS["seed"].present else []
+        if ignored:
+            raise UserError(f"--{ignored[0]} has no effect on the student of --run: leave it out.")
     api_key = read_api_key(_API_KEY_FILE.value, "--api_key_file")
     if api_key is None and not _is_loopback(_HOST.value):
         raise UserError(

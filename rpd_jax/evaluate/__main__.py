@@ -87,6 +87,8 @@ def main() -> None:
     chosen = [flag.name for flag in (_TEACHER, _RUN, _POLICY) if flag.value]
     if len(chosen) > 1:
         raise UserError(f"--{' and --'.join(chosen)} exclude each other: give one of them.")
+    if _CHECKPOINT.value is not None and not _RUN.value:
+        raise UserError(f"--checkpoint={_CHECKPOINT.value} is one of a run: name that with --run, or leave it out.")
     of_teacher = chosen in ([], ["teacher"])
     execute = _numbers(_EXECUTE, "number of actions", "1,2,4")
     averaged = _numbers(_AVERAGED, "number of samples", "1,4,10")

@@ -130,6 +130,7 @@ def test_an_unknown_teacher_is_answered_with_those_that_are_known():
         ("--config.teacher.nam=openvla", "did you mean 'teacher.name'?"),
         ("--averaged=1,many", "--averaged=many is no number of samples"),
         ("--averaged=0", "--averaged=0 is no number of samples"),
+        ("--checkpoint=3", "--checkpoint=3 is one of a run: name that with --run, or leave it out."),
         ("--execute=1,", "--execute= is no number of actions"),
     ],
 )

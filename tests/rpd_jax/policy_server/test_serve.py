@@ -199,6 +199,9 @@ def test_health_is_told_without_a_key_and_nothing_else_is(micro_octo, asked, tea
         (["--host=192.0.2.1"], "--host=192.0.2.1 lets other machines in"),
         (["--teacher=a", "--run=b"], "--teacher and --run exclude each other"),
         (["--run=nowhere"], "nowhere"),
+        (["--checkpoint=3"], "--checkpoint=3 is one of a run: name that with --run, or leave it out."),
+        (["--run=a", "--config.teacher.temperature=0.0"], "--config.teacher.temperature has no effect on the student"),
+        (["--run=a", "--seed=1"], "--seed has no effect on the student of --run: leave it out."),
         (["--api_key_file=nowhere"], "--api_key_file=nowhere cannot be read (No such file or directory): name a file"),
     ],
 )
