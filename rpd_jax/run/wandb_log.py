@@ -1,17 +1,31 @@
 """The metrics of a run for Weights & Biases as well, where `log.wandb` asks for it."""
 
-import hashlib
 import importlib.util
+import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from rpd_jax.errors import UserError
+from rpd_jax.run.whole_file import write_whole
+
+ID_FILE = "wandb_id"
 
 
 def check_installed() -> None:
     """Raises UserError if the package is missing."""
     if importlib.util.find_spec("wandb") is None:
         raise UserError("log.wandb is on, but wandb is not installed: pip install 'rpd-jax[wandb]', or leave it off.")
+
+
+def run_id(workdir: Path) -> str:
+    """The name of a run directory's W&B run: drawn once, and kept there, so that one begun anew has another."""
+    path = workdir / ID_FILE
+    kept = path.read_text(errors="replace").strip() if path.exists() else ""
+    if not re.fullmatch("[0-9a-f]{16}", kept):
+        kept = secrets.token_hex(8)
+        write_whole(path, kept + "\n")
+    return kept
 
 
 class WandbLog:
@@ -26,12 +40,11 @@ class WandbLog:
         check_installed()
         import wandb
 
-        identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
         try:
             self._run = wandb.init(
                 project="rpd-jax",
                 name=workdir.name,
-                id=identity,
+                id=run_id(workdir),
                 resume="allow",
                 dir=workdir,
                 config=dict(settings),
