@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import itertools
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,12 +40,15 @@ ROWS = {
     "distill.averaged": ((1, 2, 4, 10), (1, 4)),
     "distill.replay": ((0, 10_000, 30_000, 100_000), (0, 512)),
 }
-# Settings that go with another one.
+# Settings that go with another one; as many replayed frames in a minibatch as in the cpu profile.
 _TOGETHER = {
     "env.image_size": lambda size: {"student.image_size": size},
-    "distill.replay": lambda rows: {} if rows else {"distill.replay_batch": 0, "distill.replay_coef": 0.0},
+    "distill.replay": lambda rows: {"distill.replay_batch": 128 * bool(rows), "distill.replay_coef": float(bool(rows))},
 }
-_QUICK = {"env.num_envs": 2, "env.image_size": 40, "student.image_size": 40, "env.workers": 1, "distill.replay": 512}
+_QUICK = {"env.num_envs": 2, "env.image_size": 40, "student.image_size": 40, "env.workers": 1, "ppo.num_minibatches": 2}
+_QUICK |= {"distill.replay": 512, "distill.replay_batch": 16, "distill.replay_coef": 1.0}
+# What sentences hold that say that a machine has no room for a setting; the last one's, that a worker was killed.
+_NO_ROOM = ("error: Memory ran out", "error: The frames that a device keeps take", "(if memory ran out, lower env.")
 _STAGES = ("simulate+render", "student acts", "label", "update")
 
 _CONFIG = flags.DEFINE_string("config", "configs/push_cube_sparse.py", "The settings: a file of configs/.")
@@ -53,24 +57,31 @@ _ROWS = flags.DEFINE_list("rows", list(ROWS), "Settings to change.")
 _QUICK_MODE = flags.DEFINE_bool("quick", False, "Two small values of each setting, two environments of 40 px.")
 _ITERATIONS = flags.DEFINE_integer("iterations", 2, "Iterations to measure, after one that compiles.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("rollout_steps", 32, "Steps of each environment in an iteration.", lower_bound=1)
-define_numbers("values", (0,), "Instead of the values of the one setting in --rows; 0: those.", least=0)
+_SECONDS = flags.DEFINE_float("seconds", 3600.0, "Limit for measuring one value.", lower_bound=1.0)
+define_numbers("values", (0,), "Instead of the values of the one setting in --rows.", least=0)
 
 
-def measure(config: str, settings: dict[str, float], iterations: int) -> dict[str, float] | None:
+def measure(config: str, settings: dict[str, float], iterations: int, limit: float) -> dict[str, float] | None:
     """Seconds of each stage for one iteration, frames, and peak MiB, of a config with `settings`; None without room.
 
     Raises:
-        UserError: the settings are refused.
+        UserError: the settings are refused, or it takes more than `limit` seconds.
     """
     changes = [f"--config.{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "rpd_jax.profile", f"--config={config}", f"--iterations={iterations}", "--json"]
-    outcome = subprocess.run([*command, *changes], capture_output=True, text=True)
+    try:
+        outcome = subprocess.run([*command, *changes], capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        sentence = f"Measuring {', '.join(changes)} took more than {limit:.0f} s"
+        raise UserError(f"{sentence}: raise --seconds, or lower --rollout_steps or --values.") from error
     if outcome.returncode == 0:
         return json.loads(outcome.stdout.splitlines()[-1])
-    said = outcome.stderr.strip().splitlines()
-    if outcome.returncode < 0 or "memory" in outcome.stderr.lower():
+    last = (outcome.stderr.strip().splitlines() or [""])[-1]
+    # Linux ends the process that needs too much.
+    if outcome.returncode == -signal.SIGKILL or any(words in outcome.stderr for words in _NO_ROOM):
         return None
-    raise UserError(said[-1].removeprefix("error: ") if said else f"{' '.join(command)} failed.")
+    failed = f"{' '.join([*command[1:], *changes])} ended with status {outcome.returncode}: {last or 'no output'}"
+    raise UserError(last.removeprefix("error: ") if last.startswith("error: ") else failed)
 
 
 def orders(rows: list[dict], of: str) -> list[float]:
@@ -93,7 +104,7 @@ def grown(name: str, values: list[float], console: Console) -> list[dict]:
     for value in values:
         settings = {"ppo.rollout_steps": _STEPS.value, **(_QUICK if _QUICK_MODE.value else {})}
         settings |= {name: value, **_TOGETHER.get(name, lambda _: {})(value)}
-        numbers = measure(_CONFIG.value, settings, _ITERATIONS.value)
+        numbers = measure(_CONFIG.value, settings, _ITERATIONS.value, _SECONDS.value)
         rows.append({"value": value, **(numbers or {})})
         console.print(f"{name}={value}: " + (f"{numbers['seconds']:.2f} s" if numbers else "no room"), markup=False)
     return rows
@@ -103,7 +114,9 @@ def main() -> None:
     unknown = [name for name in _ROWS.value if name not in ROWS]
     if unknown:
         raise UserError(f"--rows={','.join(unknown)}: a setting that grows is one of {', '.join(ROWS)}.")
-    chosen = [value for value in flags.FLAGS.values if value] if len(_ROWS.value) == 1 else []
+    chosen = flags.FLAGS.values if flags.FLAGS["values"].present else None
+    if chosen is not None and len(_ROWS.value) != 1:
+        raise UserError(f"--values are those of one setting, and --rows={','.join(_ROWS.value)} names more: give one.")
     console = Console(highlight=False, width=120)
     output = Path(_OUTPUT.value)
     check_can_write(output)

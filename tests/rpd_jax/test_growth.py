@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rpd_jax.growth import orders
+from rpd_jax.errors import UserError
+from rpd_jax.growth import measure, orders
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +43,16 @@ def get_config():
     return config
 """
 
+PAPER = """\
+from configs import push_cube_sparse
+
+def get_config():
+    config = push_cube_sparse.get_config()
+    config.refine, config.profile, config.env.backend = "pixels", "paper", "cpu"
+    config.env.mesh_detail, config.teacher.checkpoint, config.ppo.update_epochs = 0.07, {teacher!r}, 1
+    return config
+"""
+
 
 @pytest.mark.slow
 def test_a_quick_row(tmp_path, micro_octo):
@@ -57,6 +68,46 @@ def test_a_quick_row(tmp_path, micro_octo):
         assert 500 < row["peak_mib"] < 5000  # JAX and the simulator's worker
     assert (tmp_path / "growth.png").stat().st_size > 0
     assert "peak MiB" in outcome.stdout
+
+
+@pytest.mark.slow
+def test_a_quick_row_of_the_paper_s_profile(tmp_path, micro_octo):
+    """It replays nothing by itself, and divides its frames into many minibatches."""
+    config = tmp_path / "paper.py"
+    config.write_text(PAPER.format(teacher=str(micro_octo)))
+    row = ("--rows=distill.replay", "--iterations=1", "--rollout_steps=8")
+    outcome = run("-o", str(tmp_path), f"--config={config}", "--quick", *row)
+    assert outcome.returncode == 0, outcome.stderr
+    rows = json.loads((tmp_path / "growth.json").read_text())["distill.replay"]
+    assert [(row["value"], row["frames"]) for row in rows] == [(0, 16), (512, 16)]
+
+
+@pytest.mark.parametrize(
+    ("end", "found"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", None),
+        ("sys.exit('error: Memory ran out while acting and labelling (RESOURCE_EXHAUSTED): close')", None),
+        ("sys.exit('error: The frames that a device keeps take 90 GB and it has 8: lower env.num_envs')", None),
+        ("sys.exit('error: Worker 1 was killed (if memory ran out, lower env.num_envs or env.workers).')", None),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "ended with status -11: no output"),
+        ("sys.exit('error: /dev/shm has no shared memory: mount it.')", "^/dev/shm has no shared memory: mount it.$"),
+        ("time.sleep(60)", r"^Measuring --config.env.num_envs=2 took more than 5 s: raise --seconds, or lower"),
+    ],
+)
+def test_no_room_is_told_from_other_ends(tmp_path, end, found):
+    config = tmp_path / "ends.py"
+    config.write_text(f"import os, signal, sys, time\n{end}\n")
+    limit = 5.0 if "sleep" in end else 60.0
+    if found is None:
+        assert measure(str(config), {"env.num_envs": 2}, 1, limit) is None
+    else:
+        with pytest.raises(UserError, match=found):
+            measure(str(config), {"env.num_envs": 2}, 1, limit)
+
+
+def test_values_are_those_of_one_setting(tmp_path):
+    outcome = run("-o", str(tmp_path), "--rows=env.num_envs,env.workers", "--values=2,4")
+    assert outcome.returncode == 2 and "--values are those of one setting" in outcome.stderr
 
 
 def test_what_does_not_grow_is_refused(tmp_path):
