@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ class Part:
         tiny: the command line of `--tiny`.
         seconds: until it is ended.
         needs: a reason not to run it here, or "".
+        makes: a folder of its own, which is removed before: an earlier check's run would only tell its results.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Part:
     tiny: tuple[str, ...]
     seconds: float = 120.0
     needs: str = ""
+    makes: Path | None = None
 
     def command(self, tiny: bool) -> list[str]:
         """The process to start."""
@@ -98,7 +101,8 @@ def parts(workdir: Path) -> list[Part]:
     small_plan = ("--config.env.backend=cpu", "--chunk=1", "--teacher=octo-small-1.5", "--measure")
     many = ("--config.env.num_envs=64", "--config.ppo.rollout_steps=16")
     short = ("--config.eval.episodes=2", "--config.eval.final_episodes=2", "--config.eval.video_episodes=0")
-    train = (f"--workdir={workdir / 'run'}", *short)
+    run = workdir / "gpu_check_run"  # no name that somebody gave a run
+    train = (f"--workdir={run}", *short)
     physx = "" if _has_gpu_physics() else f"SAPIEN's {_PHYSX} is not on this machine"
     return [
         Part("device", _DEVICE, (), ()),
@@ -125,6 +129,7 @@ def parts(workdir: Path) -> list[Part]:
             "train.py",
             (*_WORKERS, "--config.total_steps=4096", *train),
             (*_WORKERS, *small, "--config.total_steps=8", *train),
+            makes=run,
         ),
         Part("octo-base", "octo_teacher.profile", ("--architecture=octo-base-1.5", *sizes), tiny_octo, 300.0),
         Part("octo-small", "octo_teacher.profile", ("--architecture=octo-small-1.5", *sizes), tiny_octo, 240.0),
@@ -147,6 +152,8 @@ def run_part(part: Part, out: Path, tiny: bool) -> Outcome:
     """Runs a part, its output into a file of `out`."""
     if part.needs:
         return Outcome(part.name, "not here", 0.0, part.needs)
+    if part.makes is not None:
+        shutil.rmtree(part.makes, ignore_errors=True)
     path = out / f"{part.name.replace(', ', '-').replace(' ', '-')}.log"
     start, state = time.monotonic(), "ok"
     with path.open("w") as file:

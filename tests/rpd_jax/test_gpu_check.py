@@ -43,6 +43,16 @@ def test_a_part_whose_need_is_not_met_is_not_run(part, tmp_path):
     assert not list(tmp_path.glob("*.log"))
 
 
+def test_a_second_check_trains_anew_and_leaves_other_runs_alone(tmp_path):
+    (train,) = (part for part in gpu_check.parts(tmp_path) if part.name == "train")
+    assert all(f"--workdir={train.makes}" in arguments for arguments in (train.arguments, train.tiny))
+    (tmp_path / "run").mkdir()
+    stands_for_train = dataclasses.replace(train, module="\nimport os, sys; os.mkdir(sys.argv[1])", tiny=(train.makes,))
+    for _ in range(2):
+        assert gpu_check.run_part(stands_for_train, tmp_path, tiny=True).state == "ok"
+    assert (tmp_path / "run").is_dir()
+
+
 @pytest.mark.slow
 def test_the_plan_counts_and_measures():
     """Of an update and a step of the student, as `gpu-check --tiny` runs it."""
