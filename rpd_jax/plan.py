@@ -14,7 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -109,6 +109,12 @@ def student_programs(config: ConfigDict) -> list[Program]:
     ]
 
 
+def part_done(metrics: Mapping[str, float], ppo: ConfigDict) -> float:
+    """The part of an update's minibatches that it looked at: all, or those until one exceeded the target KL."""
+    looked_at = int(metrics["optimizer_steps"]) + int(metrics["target_kl_stop"])
+    return looked_at / (ppo.update_epochs * ppo.num_minibatches)
+
+
 def _learner_state(learner: Learner, params: Any) -> LearnerState:
     scalar = _shape(dtype=jnp.int32)
     return LearnerState(params, jax.eval_shape(learner._optimizer.init, params), scalar, scalar)
@@ -194,8 +200,9 @@ def memory_table(config: ConfigDict, programs: list[Program], device: Device) ->
     network, size = ActorCritic.from_config(config.student), config.env.image_size
     for envs in ENVIRONMENTS:
         frames = envs * config.ppo.rollout_steps // config.ppo.num_minibatches
-        rgb = _shape(frames, size, size, 3, dtype=jnp.uint8)
-        minibatch = 2e-9 * count(lambda params, rgb: network.apply(params, rgb, None), learner.params, rgb).bytes
+        rgb = _shape(frames, size, size, 3, dtype=jnp.uint8) if network.sees_frames else None
+        seen = _shape(frames, STATE_DIM) if network.reads_state else None
+        minibatch = 2e-9 * count(network.apply, learner.params, rgb, seen).bytes
         values = (envs * of_one, state, minibatch, envs * of_one + state + minibatch)
         table.add_row(str(envs), *(f"{value:.2f}" for value in values))
     return table

@@ -68,9 +68,11 @@ class StageTimes:
 
     Attributes:
         peak_mib: the sum of the most MiB that each of them had in memory.
+        updates: how many there were; one that the target KL ended counts by the part of it that was done.
     """
 
     peak_mib = math.nan
+    updates = 0.0
 
     def __init__(self, pids: list[int]):
         self._pids = pids
@@ -111,7 +113,8 @@ def measure(config: ConfigDict, iterations: int) -> StageTimes:
             rollout, position, _ = stage.collect(state, position, num_steps, keys, labelled, times)
             times.clock["student acts"] += times.clock["simulate+render"] - envs.seconds
             times.clock["simulate+render"] = envs.seconds
-            state, _ = stage.update(state, rollout, keys, coefficients, times)
+            state, metrics = stage.update(state, rollout, keys, coefficients, times)
+            times.updates += plan.part_done(metrics, config.ppo)
         times.peak_mib = sum(map(peak_mib, [os.getpid(), *getattr(envs, "worker_pids", [])]))
     return times
 
@@ -185,7 +188,7 @@ def main() -> None:
         print(json.dumps(numbers))
         return
     _, update = plan.student_programs(config)
-    share = update.work(jax.default_backend()).flops * iterations / times.clock["update"] / matmul_rate()
+    share = update.work(jax.default_backend()).flops * times.updates / times.clock["update"] / matmul_rate()
     total, batch = sum(times.clock.values()), config.env.num_envs * config.ppo.rollout_steps
     device = jax.devices()[0].device_kind
     title = f"An iteration of {batch} frames, profile {config.profile}, {os.cpu_count()} cores, {device}"
