@@ -17,7 +17,7 @@ from rpd_jax.report import figures, refinement, statistics
 from rpd_jax.report.runs import Panel, Run, Series, differing_fields, group
 from rpd_jax.report.stage_curves import Stages, plot_several, stages_of
 from rpd_jax.run.whole_file import check_can_write, write_whole
-from rpd_jax.training_run.fields import FREE_FIELDS
+from rpd_jax.training_run.fields import FIRST_STAGES, FREE_FIELDS
 
 PAGE = "report.html"
 
@@ -206,12 +206,19 @@ def _run_row(run: Run) -> dict:
 def _videos(name: str, series: Series, count: int) -> list[dict[str, str]]:
     found = []
     for run in series.runs:
-        student, teacher = (run.path / "videos" / f"{who}.mp4" for who in ("student", "teacher"))
+        student, teacher = run.path / "videos" / "student.mp4", _teacher_video(run)
         if len(found) < 2 * count and student.exists():
             found.append({"data": _data(student), "caption": f"{name}, seed {run.seed}: the student"})
-            if teacher.exists():
+            if teacher is not None:
                 found.append({"data": _data(teacher), "caption": "Its teacher, in the same episodes"})
     return found
+
+
+def _teacher_video(run: Run) -> Path | None:
+    """Of several stages the first has the teacher; one that looks through a camera of its own is not shown."""
+    stages = ("", FIRST_STAGES[0]) if run.config.get("teacher.view") != "own" else ("",)
+    places = (run.path / stage / "videos" / "teacher.mp4" for stage in stages)
+    return next((place for place in places if place.exists()), None)
 
 
 def _interval(low: float, high: float) -> str:

@@ -161,6 +161,20 @@ def test_the_page_holds_everything_and_needs_no_network(tmp_path):
         assert imageio.imread(tmp_path / "report" / f"{name}.png").shape[1] > 500
 
 
+def test_the_teacher_of_a_run_of_several_stages_is_shown(tmp_path):
+    """It was filmed in the first of them; not where it looked through another camera than the student."""
+    for name, view in (("shared", "student"), ("own", "own")):
+        run = make_run(tmp_path / name, refine="state", teacher__view=view)
+        for place in (run, run / "label"):
+            write_video(place / "videos" / "student.mp4", [np.zeros((3, 16, 16, 3), np.uint8)])
+        write_video(run / "label" / "videos" / "teacher.mp4", [np.zeros((3, 16, 16, 3), np.uint8)])
+    shown = [
+        write_report(find_runs([tmp_path / name]), tmp_path / "report").read_text().count("data:video/mp4")
+        for name in ("shared", "own")
+    ]
+    assert shown == [2, 1]
+
+
 @pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_a_full_disk_leaves_the_page_that_was_there(small_disk, fill):
     make_run(small_disk / "run", teacher=0.5)
