@@ -5,8 +5,9 @@ python -m rpd_jax.sweep configs/paper/refinement.py --scale=cpu
 Eight tasks with sparse rewards, and PushCube seen by a camera that the teacher does not know: an expert begins with
 what the teacher says through its own, the control with what it says through the student's. rpd_mse also with dense
 rewards on the two tasks that the paper holds out (imitation sees no rewards). Expect students of rpd_mse above their
-teacher and above dagger's where the teacher is mediocre. The published figures have no such runs; at the paper's scale
-it is the same grid with its teachers and five seeds.
+teacher and above dagger's where the teacher is mediocre. The published figures have no such runs: both scales are of
+profile refine, which is sized for two cores (an embedded teacher, 16 environments, 128 px), with three seeds at
+--scale=cpu and five at the other; --set=teacher.checkpoint=... and the like make it larger.
 """
 
 from rpd_jax.sweep.grid import Job, training

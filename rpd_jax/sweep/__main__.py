@@ -51,7 +51,7 @@ def main(paths: list[str]) -> None:
     own = [folder / job.name for job in jobs if (folder / job.name / "metrics.jsonl").exists()]
     rates = [*_RATES.value, *own]
     expected = estimate(to_start, find_runs(rates) if rates else [])
-    console.print(_estimate_sentence(expected, to_start, _SCALE.value))
+    console.print(_estimate_sentence(expected, to_start))
     if _DRY_RUN.value:
         for job in to_start:
             console.print(shlex.join(["python", *job.command(folder)]), markup=False)
@@ -79,15 +79,14 @@ def main(paths: list[str]) -> None:
         sys.exit(1)
 
 
-def _estimate_sentence(expected, jobs, scale: str) -> str:
-    unit = "GPU hours" if scale == "paper" else "hours"
+def _estimate_sentence(expected, jobs) -> str:
     known = len(jobs) - len(expected.unknown)
     if not jobs:
         return "Nothing is left to start."
     if not known:
-        return f"{len(jobs)} jobs to start; {unit}: unknown, no run like them was measured (--rates=RUNS)."
+        return f"{len(jobs)} jobs to start; hours: unknown, no run like them was measured (--rates=RUNS)."
     rest = f", and {len(expected.unknown)} jobs of unknown rate" if expected.unknown else ""
-    return f"{len(jobs)} jobs to start: about {expected.hours:.1f} {unit} for {known} of them, at measured rates{rest}."
+    return f"{len(jobs)} jobs to start: about {expected.hours:.1f} hours for {known} of them, at measured rates{rest}."
 
 
 if __name__ == "__main__":

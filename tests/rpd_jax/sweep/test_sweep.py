@@ -54,6 +54,18 @@ def test_every_training_job_of_the_paper_has_a_config_that_resolves():
     assert {job.config for job in jobs} >= {"pick_cube_dense", "roll_ball_sparse", "poke_cube_dense"}
 
 
+@pytest.mark.parametrize("name", ["fig3_state", "refinement"])
+def test_sweeps_that_are_not_the_paper_s_have_one_size(name):
+    from rpd_jax import settings
+
+    small, large = (load_sweep(PAPER / f"{name}.py", scale) for scale in ("cpu", "paper"))
+    assert [job for job in large if job.settings["seed"] < 3] == small
+    for job in {job.config: job for job in large}.values():
+        config = settings.resolve(job_config(job))
+        assert (config.profile, config.env.num_envs, config.env.image_size) == ("refine", 16, 128)
+        assert config.teacher.checkpoint.startswith("octo-nano")
+
+
 def test_only_what_matches_is_taken_in_the_order_of_the_patterns():
     jobs = load_sweep(PAPER / "refinement.py", "cpu")
     assert chosen(jobs, []) == jobs
