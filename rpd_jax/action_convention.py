@@ -21,6 +21,10 @@ GRIPPERS = {
 GRIPPER_SETTINGS = ("auto", *GRIPPERS)
 # Beyond these a gripper between 0 and 1 has left its range by more than noise.
 _LOWEST, _HIGHEST = -0.1, 1.1
+# One that never comes this near to 1, or to -1, is measured otherwise: in metres, say.
+_NEAR = 0.5
+# So far one between -1 and 1 may go, whose noise is on both sides; the environment clips it.
+_FARTHEST = 2.0
 # From here on 1 is open by either convention that has it, and nothing is to be turned.
 _ALWAYS_OPEN = 0.9
 
@@ -39,7 +43,7 @@ def choose_gripper(setting: str, statistics: Mapping[str, Any], whose: str) -> t
 
     "auto" looks at the range of that number in the actions that the teacher was trained on: the lowest and the highest
     of them, quantiles before extremes for the highest, since a few outliers are usual. Without a range, mean and
-    deviation decide: numbers between 0 and 1 with mean m have a variance of m (1 - m) at most (Bhatia and Davis 2000).
+    deviation decide: numbers between 0 and h with mean m have a variance of m (h - m) at most (Bhatia and Davis 2000).
 
     Args:
         setting: one of `GRIPPER_SETTINGS`.
@@ -51,35 +55,52 @@ def choose_gripper(setting: str, statistics: Mapping[str, Any], whose: str) -> t
         A key of `GRIPPERS`, and the sentence that says what was decided and why.
 
     Raises:
-        UserError: an unknown setting, or a range that is neither.
+        UserError: an unknown setting, or numbers that are neither.
     """
     if setting in GRIPPERS:
         return setting, f"gripper {_MEANING[setting]}, as teacher.gripper={setting!r} says"
     if setting != "auto":
         raise UserError(f"teacher.gripper={setting!r} is not one of {', '.join(GRIPPER_SETTINGS)}.")
-    low = min(_of_gripper(statistics, "min", "p01", "q01"), default=None)
+    lows = _of_gripper(statistics, "p01", "q01", "min")
+    low = min(lows, default=None)
     high = next(iter(_of_gripper(statistics, "p99", "q99", "max")), None)
-    if low is not None and high is not None:
-        why = f"since it goes from {low:g} to {high:g} in {whose}"
-        if low < _LOWEST:
-            return "signed", f"gripper {_MEANING['signed']}, {why}"
-        if _ALWAYS_OPEN < low <= high <= _HIGHEST:
-            return "signed", f"gripper always open, {why}"
-        if high <= _HIGHEST:
-            return "open", f"gripper {_MEANING['open']}, {why}"
-        raise UserError(
-            f"The gripper goes from {low:g} to {high:g} in {whose}, which is no convention that is known: set "
-            f"teacher.gripper to one of {', '.join(GRIPPERS)}."
-        )
     mean, std = (next(iter(_of_gripper(statistics, name)), None) for name in ("mean", "std"))
-    if mean is None or std is None:
+    if low is not None and high is not None:
+        convention, seen = _of_range(low, lows[0], high), f"goes from {low:g} to {high:g} in {whose}"
+        always_open = convention == "signed" and low > _ALWAYS_OPEN
+    elif mean is not None and std is not None:
+        convention, seen = _of_moments(mean, std), f"has mean {mean:g} and deviation {std:g} in {whose}"
+        always_open = False
+    else:
         raise UserError(
             f"There is no range of the gripper in {whose}: set teacher.gripper to one of {', '.join(GRIPPERS)}."
         )
-    why = f"since it has mean {mean:g} and deviation {std:g} in {whose}"
-    between = 0.0 <= mean <= 1.0 and std**2 <= mean * (1.0 - mean) + 1e-3
-    convention = "open" if between else "signed"
-    return convention, f"gripper {_MEANING[convention]}, {why}"
+    if convention is None:
+        raise UserError(
+            f"The gripper {seen}, which is no convention that is known: set teacher.gripper to one of "
+            f"{', '.join(GRIPPERS)}."
+        )
+    return convention, f"gripper {'always open' if always_open else _MEANING[convention]}, since it {seen}"
+
+
+def _of_range(low: float, usual_low: float, high: float) -> str | None:
+    """The convention of numbers from `low`, or without outliers `usual_low`, to `high`; None if it is neither."""
+    if low < _LOWEST:
+        farthest = _FARTHEST if low <= -_NEAR else _HIGHEST
+        return "signed" if max(-low, high) >= _NEAR and max(-usual_low, high) <= farthest else None
+    if _ALWAYS_OPEN < low <= high <= _HIGHEST:
+        return "signed"
+    always_closed = low == high == 0.0
+    return "open" if _NEAR <= high <= _HIGHEST or always_closed else None
+
+
+def _of_moments(mean: float, std: float) -> str | None:
+    """The convention of numbers with that mean and deviation; None if it is neither."""
+    square = mean**2 + std**2
+    # Of numbers between 0 and h it is h times the mean at most, and of those between -h and h it is h^2.
+    if 0.0 <= mean <= 1.0 and _NEAR * mean <= square <= mean + 1e-3:
+        return "open"
+    return "signed" if _NEAR**2 <= square <= _HIGHEST**2 else None
 
 
 _MEANING = {

@@ -33,6 +33,15 @@ def statistics_of(values, names=("min", "max", "mean", "std")):
         (np.append(np.tile(RLDS, 100), 1.5), ("min", "max", "p01", "p99"), "open"),
         (np.append(np.ones(400), -1.0), ("min", "max", "p01", "p99"), "signed"),
         (np.linspace(-0.02, 1.02, 50), ("min", "max"), "open"),
+        (np.append(np.tile(SIGNED, 100), -30.0), ("min", "max", "p01", "p99"), "signed"),
+        (np.array([-1.6, 1.5]), ("min", "max"), "signed"),  # noise, clipped by the environment
+        (np.zeros(4), ("mean", "std"), "open"),
+        # Rarely open, and rarely closed: far from 0.5 and 0 the mean, and the deviation small.
+        (np.append(np.zeros(99), 1.0), ("mean", "std"), "open"),
+        (np.append(np.ones(19), 0.0), ("mean", "std"), "open"),
+        (np.append(np.ones(19), -1.0), ("mean", "std"), "signed"),
+        (np.linspace(0.0, 1.0, 50), ("mean", "std"), "open"),
+        (np.linspace(-1.0, 1.0, 50), ("mean", "std"), "signed"),
     ],
 )
 def test_statistics_decide(values, names, convention):
@@ -54,6 +63,13 @@ def test_a_setting_wins_over_statistics():
             {"min": [0.0], "max": [40.0]},
             "goes from 0 to 40 in its statistics.*set teacher.gripper to one of signed, open",
         ),
+        # Millimetres, radians with zero in between, and metres that two fingers are apart.
+        ({"min": [-3.0], "max": [99.0]}, "goes from -3 to 99 .*, which is no convention that is known"),
+        ({"min": [-0.17], "max": [1.7]}, "goes from -0.17 to 1.7 .*, which is no convention that is known"),
+        ({"min": [-0.2], "max": [0.3]}, "goes from -0.2 to 0.3 .*, which is no convention that is known"),
+        ({"q01": [0.0], "q99": [0.04]}, "goes from 0 to 0.04 .*, which is no convention that is known"),
+        ({"mean": [40.0], "std": [30.0]}, "has mean 40 and deviation 30 .*, which is no convention that is known"),
+        ({"mean": [0.02], "std": [0.01]}, "has mean 0.02 and deviation 0.01 .*, which is no convention that is known"),
         ({"mean": [0.0]}, "no range of the gripper in its statistics"),
         ({}, "no range"),
         ({"min": ["x"], "max": [None], "p01": 3.0, "p99": {}}, "no range"),
