@@ -65,7 +65,8 @@ class Connections:
         say: is told what is waited for.
 
     Raises:
-        UserError: a server was not there in time, or is none.
+        UserError: a server was not there in time, or is none. Later it is what `Batch.done` fails with, as where a
+            server comes back as another policy.
     """
 
     def __init__(
@@ -224,7 +225,11 @@ class Connections:
                 link, metadata = await self._protocol.connect(address)
         except TimeoutError:
             raise _SILENT from None
-        self.metadata.setdefault(address, metadata)
+        before = self._protocol.identity(self.metadata.setdefault(address, metadata))
+        now = self._protocol.identity(metadata)
+        if before != now:
+            link.abort()
+            raise _another_policy(address, before, now)
         self._told_lost.discard(address)
         if len(self.metadata) == len(self._addresses) and not self._greeted.done():
             self._greeted.set_result(None)
@@ -267,6 +272,15 @@ class Connections:
         if not batch.unanswered:
             del self._batches[id(batch)]
             batch.done.set_result(None)
+
+
+def _another_policy(address: str, before: dict[str, str], now: dict[str, str]) -> UserError:
+    point = next(name for name in before | now if before.get(name) != now.get(name))
+    was, became = (said.get(point, "nothing")[:100] for said in (before, now))
+    return UserError(
+        f"{address} is another policy than it was at the first connection (its {point} was {was} and is {became}): "
+        "serve the same one there again, and continue."
+    )
 
 
 def _count_late(request: _Request, address: str, seconds: str) -> None:

@@ -50,6 +50,10 @@ class Groot:
             link.abort()
             raise
 
+    def identity(self, said: dict[str, Modality]) -> dict[str, str]:
+        """See `protocol.PolicyProtocol`."""
+        return {kind: f"{', '.join(one.names)} (moments: {one.moments})" for kind, one in said.items()}
+
     async def stranger(self, address: str) -> UserError | None:
         """See `protocol.PolicyProtocol`: a server of HTTP, and so a WebSocket, waits for a question."""
         answer = await first_word(*_host_and_port(address), b"GET / HTTP/1.0\r\n\r\n")

@@ -9,12 +9,15 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 from rpd_jax.errors import UserError
 from rpd_jax.policy_server import wire
 from rpd_jax.policy_server.protocol import Lost, cause, failed, first_word, refuses_key
+from rpd_jax.policy_server.seeding import SEEDED
 
 # Of HTTP: a proxy in front of a server that is about to come back.
 _FOR_NOW = (502, 503, 504)
 # With these codes our end closes a connection whose other end broke the rules (RFC 6455, section 7.4.1).
 _BROKEN_RULES = (1002, 1003, 1007)
 _TOO_BIG = 1009
+# What a teacher reads of a server's metadata, and the name that ours give.
+_IDENTITY = ("policy", "action_dim", "action_horizon", SEEDED)
 
 
 class _ImpatientConnection(ClientConnection):
@@ -65,6 +68,10 @@ class OpenPi:
                 link.abort()
             raise _explained(error, address) from None
         return link, metadata
+
+    def identity(self, said: dict) -> dict[str, str]:
+        """See `protocol.PolicyProtocol`."""
+        return {name: repr(said.get(name)) for name in _IDENTITY}
 
     async def stranger(self, address: str) -> UserError | None:
         """See `protocol.PolicyProtocol`: a WebSocket says nothing first, ZeroMQ (GR00T's) its greeting."""

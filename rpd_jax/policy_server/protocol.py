@@ -46,6 +46,9 @@ class PolicyProtocol(Protocol):
         Raises Lost where another attempt may succeed, a UserError where none will.
         """
 
+    def identity(self, said: dict) -> dict[str, str]:
+        """What tells policies apart in what a server said of itself: its points, each with what it said to that."""
+
     async def stranger(self, address: str) -> UserError | None:
         """Why a server that takes long to answer is none of this protocol; None if it may be one."""
 

@@ -30,6 +30,10 @@ async def handle(socket, behaviour):
             "introduces itself as text": "Traceback:\nValueError: no weights",
             "introduces itself as a pickle": b"\x80\x04K\x01.",
             "says seven": wire.encode({"action_dim": "seven"}),
+            "is iteration 3": wire.encode({"policy": "run, iteration 3", "started": 3.5}),
+            "is iteration 3 anew": wire.encode({"policy": "run, iteration 3", "started": 7.5}),
+            "is iteration 4": wire.encode({"policy": "run, iteration 4"}),
+            "is seeded": wire.encode({"rpd/seeded": 1}),
         }.get(behaviour, wire.encode({}))
     )
     count = 0

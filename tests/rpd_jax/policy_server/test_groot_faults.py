@@ -226,6 +226,19 @@ def test_a_server_that_does_not_come_back_ends_in_a_sentence():
             finish()
 
 
+def test_a_server_that_comes_back_as_another_policy_ends_in_a_sentence():
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(groot_peer("usual"))
+        teacher = stack.enter_context(groot_teacher(server.address))
+        teacher.act(random_frames(2), "push", KEY)
+        server.kill()
+        stack.enter_context(groot_peer("two moments", server.port))
+        change = "(its video was front (moments: 1) and is front (moments: 2)): serve the same one there again"
+        with pytest.raises(UserError, match=re.escape(change)) as refusal:
+            teacher.act(random_frames(2), "push", KEY)
+        assert is_one_sentence(refusal.value) and str(refusal.value).startswith(server.address)
+
+
 def test_a_closed_teacher_says_so():
     with groot_peer("usual") as server:
         with groot_teacher(server.address) as teacher:

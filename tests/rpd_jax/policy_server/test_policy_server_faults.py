@@ -173,6 +173,33 @@ def test_a_server_that_does_not_come_back_ends_in_a_sentence(openpi_peer, teache
             finish()
 
 
+OTHERS = {
+    "usual": ("is seeded", "its rpd/seeded was None and is 1"),
+    "is iteration 3": ("is iteration 4", "its policy was 'run, iteration 3' and is 'run, iteration 4'"),
+}
+
+
+@pytest.mark.parametrize("behaviour", OTHERS)
+def test_a_server_that_comes_back_as_another_policy_ends_in_a_sentence(behaviour, teacher_of):
+    """What the teacher does with its answers was decided by what it said of itself first."""
+    other, change = OTHERS[behaviour]
+    with peer("rogue_peer.py", behaviour) as server:
+        teacher = teacher_of(server.address)
+        teacher.act(random_frames(2), "push", KEY)
+    sentence = f"{server.address} is another policy than it was at the first connection ({change}): serve the same"
+    with peer("rogue_peer.py", other, server.port), pytest.raises(UserError, match=re.escape(sentence)) as refusal:
+        teacher.act(random_frames(20), "push", KEY)
+    assert is_one_sentence(refusal.value)
+
+
+def test_a_server_that_says_more_or_less_besides_is_the_same_policy(teacher_of):
+    with peer("rogue_peer.py", "is iteration 3") as server:
+        teacher = teacher_of(server.address)
+        before = teacher.act(random_frames(2), "push", KEY)
+    with peer("rogue_peer.py", "is iteration 3 anew", server.port):
+        np.testing.assert_array_equal(teacher.act(random_frames(2), "push", KEY), before)
+
+
 def test_a_closed_teacher_says_so(openpi_peer, teacher_of):
     with openpi_peer("usual") as server:
         teacher = teacher_of(server.address)
