@@ -162,11 +162,9 @@ class PolicyServer:
         steps = found.get(STEPS, self._policy.horizon if key is None else 1)
         if type(steps) is not int or not 1 <= steps <= self._policy.horizon:
             raise _BadObservation(f"{STEPS} must be a whole number from 1 to {self._policy.horizon}.")
-        prompt = str(found.get(PROMPT, "")) if self._policy.prompted else ""
-        if len(prompt) > _LONGEST_PROMPT:
-            raise _BadObservation(f"{PROMPT} has more than {_LONGEST_PROMPT} characters.")
+        frame, state, prompt = self._frame(found), self._state(found), self._prompt(found)
         answer = asyncio.get_running_loop().create_future()
-        return _Question(self._frame(found), self._state(found), prompt, key, number, samples, steps, answer)
+        return _Question(frame, state, prompt, key, number, samples, steps, answer)
 
     def _frame(self, found: dict) -> np.ndarray | None:
         shape = self._policy.frame_shape
@@ -187,6 +185,16 @@ class PolicyServer:
         if not _is(state, "fiu", 1) or state.shape != (dims,) or not np.isfinite(state).all():
             raise _BadObservation(f"{STATE} must be {dims} finite numbers; this is {_described(state)}.")
         return state.astype(np.float32)
+
+    def _prompt(self, found: dict) -> str:
+        if not self._policy.prompted:
+            return ""
+        prompt = _entry(found, PROMPT)
+        if not isinstance(prompt, str):
+            raise _BadObservation(f"{PROMPT} must be a text; this is {_described(prompt)}.")
+        if len(prompt) > _LONGEST_PROMPT:
+            raise _BadObservation(f"{PROMPT} has more than {_LONGEST_PROMPT} characters.")
+        return prompt
 
     async def _answer_all(self) -> None:
         while True:

@@ -130,18 +130,25 @@ def test_a_student_is_served(observation, tmp_path, asked):
     assert wrong_size.endswith("observation/image must be uint8 [40, 40, 3]; this is uint8 [40, 30, 3].")
 
 
+SMALL = np.zeros((8, 8, 3)).tolist()
 BAD_OBSERVATIONS = {
     "no frame": ({"prompt": "push"}, "The observation holds no 'observation/image'; it holds prompt."),
     "grey": ({"frame": np.zeros((8, 8)).tolist()}, "must be uint8 [height, width, 3]; this is uint8 [8, 8]."),
     "empty": ({"frame": np.zeros((0, 8, 3)).tolist()}, "must be uint8 [height, width, 3]; this is uint8 [0]."),
     "a text": ({"observation/image": "me"}, "must be uint8 [height, width, 3]; this is a str."),
     "a key that is none": (
-        {"frame": np.zeros((8, 8, 3)).tolist(), "rpd/key": [1, 2], "rpd/frame": 0},
+        {"frame": SMALL, "rpd/key": [1, 2], "rpd/frame": 0},
         "rpd/key must be the words of a random key (uint32), rpd/frame a whole number.",
     ),
     "more than a chunk": ({"rpd/steps": 5}, "rpd/steps must be a whole number from 1 to 4."),
     "many samples": ({"rpd/samples": 10**9}, "rpd/samples must be a whole number from 1 to 1000."),
-    "a long prompt": ({"prompt": "push" * 10**4}, "prompt has more than 4096 characters."),
+    "no prompt": (
+        {"frame": SMALL, "task": "push"},
+        "The observation holds no 'prompt'; it holds task, observation/image.",
+    ),
+    "no text": ({"frame": SMALL, "prompt": None}, "prompt must be a text; this is a NoneType."),
+    "several prompts": ({"frame": SMALL, "prompt": ["push", "pull"]}, "prompt must be a text; this is a list."),
+    "a long prompt": ({"frame": SMALL, "prompt": "push" * 10**4}, "prompt has more than 4096 characters."),
 }
 
 
