@@ -48,7 +48,13 @@ class PolicyServerTeacher(ServedTeacher):
         self._observation, self._action_key = observation, action_key
         self.worthwhile_batch = servers.connections * len(servers.addresses)
         try:
-            self._seeded = all(metadata.get(SEEDED) == 1 for metadata in connections.metadata.values())
+            seeded = [address for address, metadata in connections.metadata.items() if metadata.get(SEEDED) == 1]
+            self._seeded = len(seeded) == len(connections.metadata)
+            if seeded and gripper not in ("auto", "signed"):
+                raise UserError(
+                    f"{seeded[0]} gives the environment's actions, as its {SEEDED} says, and teacher.gripper="
+                    f"{gripper!r} would turn the gripper: set teacher.gripper='signed'."
+                )
             horizons = [metadata.get("action_horizon") for metadata in connections.metadata.values()]
             known = all(type(horizon) is int and horizon > 0 for horizon in horizons)
             self.horizon: int | None = min(horizons) if known else None

@@ -192,6 +192,19 @@ def test_a_server_that_comes_back_as_another_policy_ends_in_a_sentence(behaviour
     assert is_one_sentence(refusal.value)
 
 
+@pytest.mark.parametrize("gripper", ["open", "closed"])
+def test_the_environment_s_actions_are_not_turned(gripper, teacher_of):
+    """Not even those of one server among others."""
+    with peer("rogue_peer.py", "is seeded") as ours, peer("rogue_peer.py", "usual") as other:
+        sentence = (
+            f"{ours.address} gives the environment's actions, as its rpd/seeded says, and teacher.gripper={gripper!r}"
+        )
+        for addresses in ([ours.address], [other.address, ours.address]):
+            with pytest.raises(UserError, match=re.escape(sentence)) as refusal:
+                teacher_of(*addresses, gripper=gripper)
+            assert is_one_sentence(refusal.value)
+
+
 def test_a_server_that_says_more_or_less_besides_is_the_same_policy(teacher_of):
     with peer("rogue_peer.py", "is iteration 3") as server:
         teacher = teacher_of(server.address)
