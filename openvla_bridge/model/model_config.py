@@ -61,6 +61,10 @@ LLAMA_DEFAULTS = {
     "rope_theta": 10000.0,
     "max_position_embeddings": 2048,
 }
+# What else is read of it; all the rest does not change what the network computes.
+_LLAMA_OPTIONAL = ("num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias", "pad_token_id")
+# What a Llama may have and this one does not -> what that is called in a saved config.
+_LLAMA_FIXED = {"rope_scaling": None, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +140,10 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
             for name, size, override in zip(names, config["image_sizes"], overrides, strict=True)
         )
         activations = config.get("timm_override_act_layers") or [None] * len(names)
-        given = dict(config["text_config"])
-        if given.pop("model_type", "llama") != "llama" or any(activations):
+        given = config["text_config"]
+        if given.get("model_type", "llama") != "llama" or any(activations):
             raise BridgeError("config.json asks for another language model or activation than Llama's and GELU.")
-        for name in ("torch_dtype", "dtype", "architectures", "transformers_version"):
-            given.pop(name, None)
-        text = {**LLAMA_DEFAULTS, **given}
+        text = _text(given)
         _check_sizes(text, backbones, config)
         return ModelConfig(
             backbones=backbones,
@@ -154,6 +156,27 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
         raise BridgeError(f"config.json is not OpenVLA's ({error!r} is missing or wrong): get it again.") from None
 
 
+def _text(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `text_config` says of the network; raises BridgeError for what would be computed otherwise."""
+    text = LLAMA_DEFAULTS | {name: given[name] for name in LLAMA_DEFAULTS if name in given}
+    text |= {name: given[name] for name in _LLAMA_OPTIONAL if given.get(name) is not None}
+    for name, value in _LLAMA_FIXED.items():
+        if given.get(name, value) != value:
+            raise BridgeError(
+                f"config.json has {name}={str(given[name])[:80]} in text_config, where only {value} is known."
+            )
+    rope = given.get("rope_parameters")  # as transformers writes it since version 5
+    if rope is not None:
+        theta = rope.get("rope_theta", LLAMA_DEFAULTS["rope_theta"])
+        if rope != {"rope_type": "default", "rope_theta": theta} or given.get("rope_theta", theta) != theta:
+            raise BridgeError(
+                f"config.json has rope_parameters={str(rope)[:80]} in text_config; only a rope_theta of the rope_type "
+                "'default' is known, and not another one beside it."
+            )
+        text["rope_theta"] = theta
+    return text
+
+
 # Larger numbers are mistakes or attacks: they would build networks without end.
 _LARGEST = {
     "vocab_size": 1 << 20,
@@ -161,6 +184,7 @@ _LARGEST = {
     "intermediate_size": 1 << 18,
     "num_hidden_layers": 1000,
     "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
     "max_position_embeddings": 1 << 20,
     "width": 1 << 14,
     "depth": 1000,
@@ -182,9 +206,16 @@ def _check_sizes(text: Mapping[str, Any], backbones: tuple[BackboneConfig, ...],
     widths = [("width", "heads", backbone.width, backbone.heads) for backbone in backbones]
     # Rotary position embeddings turn pairs of numbers.
     widths.append(("hidden_size", "2 x num_attention_heads", text["hidden_size"], 2 * text["num_attention_heads"]))
+    heads = text["num_attention_heads"]
+    widths.append(("num_attention_heads", "num_key_value_heads", heads, text.get("num_key_value_heads", heads)))
     for name, parts, width, heads in widths:
         if width % heads:
             raise BridgeError(f"config.json has {name}={width}, which is no multiple of {parts}={heads}.")
+    head_dim = text["hidden_size"] // text["num_attention_heads"]
+    if text.get("head_dim", head_dim) != head_dim:
+        raise BridgeError(
+            f"config.json has head_dim={str(text['head_dim'])[:40]}; hidden_size / num_attention_heads is {head_dim}."
+        )
     for name in ("rms_norm_eps", "rope_theta"):
         if isinstance(text[name], bool) or not isinstance(text[name], int | float) or not 0 < text[name] < 1e12:
             raise BridgeError(f"config.json has {name}={str(text[name])[:40]}; it must be a number above 0.")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_openvla import write_checkpoint
+from transformers import LlamaConfig
 
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.model.checkpoint import find_folder, load_model, weight_files
@@ -128,6 +129,58 @@ def test_places_where_there_is_no_checkpoint(tmp_path):
 def test_defaults_that_published_configs_leave_out(checkpoint):
     text = read_config(checkpoint).text
     assert (text["rms_norm_eps"], text["rope_theta"], text["max_position_embeddings"]) == (1e-6, 10000.0, 2048)
+
+
+def test_a_text_config_as_transformers_writes_it_now(copy):
+    """With all that is not read, and where the rotary frequencies' base has another place than in published ones."""
+    published = read_config(copy).text
+    written = LlamaConfig(**published, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}).to_dict()
+    edit(copy, "config.json", lambda c: c.update(text_config=written | {"return_dict": False, "num_beams": 3}))
+    policy = load(copy)
+    rotary = policy.model.language_model.model.rotary_emb
+    torch.testing.assert_close(rotary.inv_freq, 500000.0 ** -(torch.arange(0, 16, 2) / 16))
+    frames = np.zeros((1, 32, 32, 3), np.uint8)
+    assert policy.predict_tokens(frames, "push").shape == (1, 1, 7)
+
+
+def text_config(**changes):
+    return lambda folder: edit(folder, "config.json", lambda c: c["text_config"].update(changes))
+
+
+OTHER_LLAMAS = {
+    "of longer texts": (
+        text_config(rope_scaling={"type": "linear", "factor": 2.0}),
+        r"has rope_scaling=.'type': 'linear', 'factor': 2.0. in text_config, where only None is known",
+    ),
+    "of longer texts, as it is written now": (
+        text_config(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
+        r"has rope_parameters=.*'factor': 2.0.*; only a rope_theta of the rope_type 'default' is known",
+    ),
+    "with two bases": (
+        text_config(rope_theta=10000.0, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}),
+        r"has rope_parameters=.*; only a rope_theta of the rope_type 'default' is known, and not another one beside it",
+    ),
+    "of another beginning": (
+        text_config(bos_token_id=128000),
+        "has bos_token_id=128000 in text_config, where only 1 is",
+    ),
+    "of other ends": (
+        text_config(eos_token_id=[2, 32001]),
+        r"has eos_token_id=.2, 32001. in text_config, where only 2",
+    ),
+    "of tied weights": (
+        text_config(tie_word_embeddings=True),
+        "has tie_word_embeddings=True in text_config, where only F",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LLAMAS)
+def test_a_language_model_that_computes_otherwise_is_refused(copy, name):
+    spoil, sentence = OTHER_LLAMAS[name]
+    spoil(copy)
+    with pytest.raises(BridgeError, match=sentence):
+        load(copy)
 
 
 def test_an_instruction_without_end_is_refused(checkpoint):

@@ -119,7 +119,10 @@ def test_a_tokenizer_that_does_not_fit_is_refused(copy, edit, message):
         ("num_hidden_layers", 2**31, "num_hidden_layers=2147483648"),
         ("hidden_size", 33, "no multiple of 2 x num_attention_heads"),
         ("hidden_size", 64, r"is \[.*\] in .*model.safetensors; config.json asks for"),
+        ("num_key_value_heads", 3, "num_attention_heads=2, which is no multiple of num_key_value_heads=3"),
+        ("head_dim", 8, "head_dim=8; hidden_size / num_attention_heads is 16"),
         ("rms_norm_eps", None, "rms_norm_eps=None; it must be a number above 0"),
+        ("rope_theta", 0, "rope_theta=0; it must be a number above 0"),
     ],
 )
 def test_sizes_are_checked_before_anything_is_allocated(copy, name, value, message):
