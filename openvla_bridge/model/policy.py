@@ -1,7 +1,6 @@
 """OpenVLA from frames to actions, on one device."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ class OpenVLAPolicy:
         image_settings: of the checkpoint.
         tokenizer: of the checkpoint.
         unnorm_key: whose statistics un-normalise; may be left out if the checkpoint has one data set.
-        vicuna: whether the prompt is that of checkpoints named v01.
 
     Raises:
         BridgeError: statistics cannot be chosen, or the image size is not the model's.
@@ -42,7 +40,6 @@ class OpenVLAPolicy:
         image_settings: ImageSettings,
         tokenizer: PromptTokenizer,
         unnorm_key: str | None = None,
-        vicuna: bool = False,
     ):
         config = model.config
         _check_image_size(config, image_settings)
@@ -51,7 +48,7 @@ class OpenVLAPolicy:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.preprocess = Preprocessor(image_settings, self.device)
-        self._tokenizer, self._vicuna = tokenizer, vicuna
+        self._tokenizer = tokenizer
         self._prompts: dict[str, list[int]] = {}
         self._centers = bin_centers(config.num_bins)
 
@@ -81,7 +78,7 @@ class OpenVLAPolicy:
         tokenizer = FileTokenizer(folder, config.bos_id)
         fetch_weights(checkpoint, folder, report)
         model = load_model(folder, device, precision, report)
-        return cls(model, settings, tokenizer, unnorm_key, "v01" in Path(checkpoint).name)
+        return cls(model, settings, tokenizer, unnorm_key)
 
     @property
     def action_dim(self) -> int:
@@ -173,7 +170,7 @@ class OpenVLAPolicy:
 
     def _prompt_ids(self, instruction: str) -> list[int]:
         if instruction not in self._prompts:
-            ids = with_empty_token(self._tokenizer.encode(build_prompt(instruction, self._vicuna)))
+            ids = with_empty_token(self._tokenizer.encode(build_prompt(instruction)))
             config = self.model.config
             if max(ids) >= config.text["vocab_size"]:
                 raise BridgeError(

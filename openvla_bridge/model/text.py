@@ -9,11 +9,6 @@ from openvla_bridge.errors import BridgeError
 # Training text has a space after the prompt; Llama's tokenizer turns it into this token.
 EMPTY_TOKEN = 29871
 
-_VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-
 
 class PromptTokenizer(Protocol):
     """Turns a prompt into ids that begin with BOS."""
@@ -71,12 +66,9 @@ class FileTokenizer:
         return ids if ids[:1] == [self._bos_id] else [self._bos_id, *ids]
 
 
-def build_prompt(instruction: str, vicuna: bool = False) -> str:
-    """Returns the prompt of an instruction, which is lower-cased as in training; `vicuna` for checkpoints named v01."""
-    question = f"What action should the robot take to {instruction.lower()}?"
-    if vicuna:
-        return f"{_VICUNA} USER: {question} ASSISTANT:"
-    return f"In: {question}\nOut:"
+def build_prompt(instruction: str) -> str:
+    """Returns the prompt of an instruction, which is lower-cased as in training."""
+    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
 
 
 def with_empty_token(ids: Sequence[int]) -> list[int]:

@@ -57,6 +57,12 @@ def test_the_tokenizer_of_the_checkpoint_reads_the_prompt(checkpoint):
     assert lengths.tolist() == [18]
 
 
+def test_a_folder_s_name_says_nothing_of_the_prompt(checkpoint, tmp_path):
+    """The published v01, which had another prompt, has one vision backbone and is refused."""
+    folder = shutil.copytree(checkpoint, tmp_path / "push-cube-v01")
+    assert torch.equal(load(folder).encode("push")[0], load(checkpoint).encode("push")[0])
+
+
 def edit(folder, name, change):
     contents = json.loads((folder / name).read_text())
     change(contents)
