@@ -40,6 +40,23 @@ def find_folder(checkpoint: str, layout: str, patterns: Sequence[str], report: R
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns)))
 
 
+def file_names(checkpoint: str, folder: Path) -> list[str]:
+    """Names of the files of a checkpoint: of its folder, and of hf://owner/name all that the hub has besides.
+
+    Args:
+        checkpoint: as for `find_folder`.
+        folder: that this returned.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if checkpoint.startswith("hf://"):
+        import huggingface_hub
+
+        # Without a network the folder, in the hub's cache, is all that there is.
+        with contextlib.suppress(Exception):
+            names.update(huggingface_hub.HfApi().list_repo_files(repository(checkpoint), revision=folder.name))
+    return sorted(names)
+
+
 def repository(checkpoint: str) -> str:
     """The owner/name of hf://owner/name; raises BridgeError if it is none."""
     repo = checkpoint.removeprefix("hf://")

@@ -17,12 +17,25 @@ from openvla_bridge.model.precision import PRECISIONS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# What OpenVLA-OFT saves beside a model of the same config.json: networks that its actions come from, instead of tokens.
+_OF_OFT = ("action_head--", "noisy_action_projector--", "proprio_projector--", "vision_backbone--")
 DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 def find_folder(checkpoint: str, report: Report) -> Path:
-    """Returns the local folder of a checkpoint; of hf://owner/name, all but the weights is downloaded."""
-    return checkpoint_files.find_folder(checkpoint, "OpenVLA's", ["*.json", "tokenizer.model"], report)
+    """Returns the local folder of a checkpoint; of hf://owner/name, all but the weights is downloaded.
+
+    Raises:
+        BridgeError: there is none, or it is OpenVLA-OFT's.
+    """
+    folder = checkpoint_files.find_folder(checkpoint, "OpenVLA's", ["*.json", "tokenizer.model"], report)
+    for name in checkpoint_files.file_names(checkpoint, folder):
+        if name.startswith(_OF_OFT):
+            raise BridgeError(
+                f"{checkpoint} has {name}: it is OpenVLA-OFT's, whose actions come from that and not from tokens, "
+                "which is not known here; give teacher.checkpoint an OpenVLA checkpoint."
+            )
+    return folder
 
 
 def fetch_weights(checkpoint: str, folder: Path, report: Report) -> None:

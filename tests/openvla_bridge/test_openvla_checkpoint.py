@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hub import REPOSITORY, hub_of
 from safetensors.torch import load_file, save_file
 from tiny_openvla import write_checkpoint
 from transformers import LlamaConfig
@@ -130,6 +132,47 @@ def test_places_where_there_is_no_checkpoint(tmp_path):
     for checkpoint, sentence in (("/nowhere", "no checkpoint folder /nowhere"), ("hf://one/two/three", "hf://owner/")):
         with pytest.raises(BridgeError, match=sentence):
             find_folder(checkpoint, print)
+
+
+LOAD = """
+from openvla_bridge.errors import BridgeError
+from openvla_bridge.model.policy import OpenVLAPolicy
+try:
+    OpenVLAPolicy.load(checkpoint, "cpu", report=print)
+except BridgeError as error:
+    print(error)
+"""
+
+
+def test_of_the_hub_only_what_is_needed_is_fetched(copy, tmp_path):
+    for name in ("pytorch_model.bin", "README.md", "modeling.py"):
+        (copy / name).write_text("not ours")
+    with hub_of(copy, tmp_path / "cache") as hub:
+        said = hub.run(LOAD)
+        assert sorted(hub.fetched[:-1]) == ["config.json", "preprocessor_config.json", "tokenizer.json"]
+        assert hub.fetched[-1] == "model.safetensors"
+        assert said[1:] == [
+            f"fetching model.safetensors (1 of 1) of hf://{REPOSITORY}",
+            "reading model.safetensors (1 of 1)",
+        ]
+
+
+OF_OFT = "it is OpenVLA-OFT's, whose actions come from that and not from tokens"
+
+
+@pytest.mark.parametrize("part", ["action_head", "noisy_action_projector", "proprio_projector", "vision_backbone"])
+def test_openvla_oft_is_refused(copy, part):
+    """Its config.json and its weights are an OpenVLA's, and its actions do not come from them alone."""
+    (copy / f"{part}--latest_checkpoint.pt").write_bytes(b"a pickle")
+    with pytest.raises(BridgeError, match=f"has {part}--latest_checkpoint.pt: {OF_OFT}"):
+        load(copy)
+
+
+def test_openvla_oft_of_the_hub_is_refused_before_its_weights_are_fetched(copy, tmp_path):
+    (copy / "action_head--150000_checkpoint.pt").write_bytes(b"a pickle")
+    with hub_of(copy, tmp_path / "cache") as hub:
+        assert hub.run(LOAD)[-1].startswith(f"hf://{REPOSITORY} has action_head--150000_checkpoint.pt: {OF_OFT}")
+        assert {Path(name).suffix for name in hub.fetched} == {".json"}
 
 
 def test_defaults_that_published_configs_leave_out(checkpoint):
