@@ -100,6 +100,7 @@ def read_checkpoint(checkpoint: str, report: Report, image: str = "") -> Checkpo
     states = _shape(inputs, STATE, 1, folder) if STATE in inputs else (0,)
     for key, feature in inputs.items():
         _check_statistics(folder / PREPROCESSOR, key, feature, modes, seen)
+    _check_normalised(folder / PREPROCESSOR, inputs, modes)
     acted = _processor_statistics(folder / POSTPROCESSOR, "unnormalizer_processor", modes)
     _check_statistics(folder / POSTPROCESSOR, ACTION, outputs[ACTION], modes, acted)
     # Letterboxed, other proportions would look like nothing that the policy has seen.
@@ -298,6 +299,26 @@ def _check_statistics(
             )
         if not np.isfinite(values).all():
             raise BridgeError(f"{file}: the statistics {statistic!r} of {key!r} are not finite.")
+
+
+def _check_normalised(file: Path, inputs: Mapping[str, Mapping[str, Any]], modes: Mapping[str, Any]) -> None:
+    """Raises BridgeError for an input that the normaliser leaves as it is, though there are statistics of it."""
+    for step in processor_steps(file):
+        if step["registry_name"] != "normalizer_processor":
+            continue
+        settings = step.get("config", {})
+        features, only = _mapping(settings.get("features"), file), settings.get("normalize_observation_keys")
+        for key, feature in inputs.items():
+            kind = str(feature.get("type"))
+            if not MODES[modes.get(kind, "IDENTITY")] or "empty_camera" in key:
+                continue
+            own = features.get(key)
+            listed = only is None or (isinstance(only, list) and key in only)
+            if not listed or not isinstance(own, dict) or own.get("type") != kind:
+                raise BridgeError(
+                    f"{file} does not normalise {key!r} ({kind}), which config.json normalises by {modes[kind]}: save "
+                    "the processors of the training beside the policy."
+                )
 
 
 def _mapping(value: Any, file: Path) -> dict[str, Any]:

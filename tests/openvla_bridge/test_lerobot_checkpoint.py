@@ -166,6 +166,31 @@ PROCESSORS = {
         lambda p: p["steps"].append({"registry_name": "absolute_actions_processor", "config": {"enabled": True}}),
         "has the step 'absolute_actions_processor', for actions that are positions",
     ),
+    "that leaves the state as it is": (
+        BEFORE,
+        lambda p: step(p, "normalizer_processor")["config"]["features"].pop(STATE),
+        r"does not normalise 'observation.state' .STATE., which config.json normalises by MEAN_STD",
+    ),
+    "that takes the state for something else": (
+        BEFORE,
+        lambda p: step(p, "normalizer_processor")["config"]["features"][STATE].update(type="ENV"),
+        "does not normalise 'observation.state' ",
+    ),
+    "that normalises nothing": (
+        BEFORE,
+        lambda p: step(p, "normalizer_processor")["config"].update(normalize_observation_keys=[]),
+        "does not normalise 'observation.images.base' ",
+    ),
+    "that normalises images alone": (
+        BEFORE,
+        lambda p: step(p, "normalizer_processor")["config"].update(normalize_observation_keys=[IMAGE]),
+        "does not normalise 'observation.state' ",
+    ),
+    "that does not say what it normalises": (
+        BEFORE,
+        lambda p: step(p, "normalizer_processor")["config"].update(features=None),
+        "is not LeRobot's: it has NoneType where names must be",
+    ),
     "without steps": (BEFORE, lambda p: p.pop("steps"), "has no list of steps"),
 }
 
@@ -176,6 +201,15 @@ def test_steps_that_do_nothing(copy):
         idle = {"registry_name": name, "config": {"enabled": False}}
         change(copy, file, lambda p, idle=idle: p["steps"].append(idle))
     assert read(copy).known.action_dim == 7
+
+
+def test_observations_that_are_to_be_normalised_may_be_listed(copy):
+    change(
+        copy,
+        BEFORE,
+        lambda p: step(p, "normalizer_processor")["config"].update(normalize_observation_keys=[IMAGE, STATE]),
+    )
+    assert read(copy).known.state_dim == 9
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
