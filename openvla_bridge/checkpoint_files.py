@@ -12,7 +12,9 @@ from openvla_bridge.errors import BridgeError
 Report = Callable[[str], None]
 
 
-def find_folder(checkpoint: str, layout: str, patterns: Sequence[str], report: Report) -> Path:
+def find_folder(
+    checkpoint: str, layout: str, patterns: Sequence[str], report: Report, without: Sequence[str] = ()
+) -> Path:
     """Returns the local folder of a checkpoint; of hf://owner/name what `patterns` name is downloaded, or in the cache.
 
     Args:
@@ -20,6 +22,7 @@ def find_folder(checkpoint: str, layout: str, patterns: Sequence[str], report: R
         layout: whose layout it must have, for the sentence: "OpenVLA's".
         patterns: of the files to fetch.
         report: is told that something is fetched.
+        without: patterns of files that are not fetched, whatever `patterns` say.
 
     Raises:
         BridgeError: there is no such folder or repository.
@@ -37,7 +40,31 @@ def find_folder(checkpoint: str, layout: str, patterns: Sequence[str], report: R
 
     report(f"fetching {' and '.join(patterns)} of {checkpoint}")
     with hub_errors(checkpoint):
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns)))
+        return Path(
+            huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=list(without))
+        )
+
+
+def fetch_files(checkpoint: str, folder: Path, names: Sequence[str], report: Report) -> None:
+    """Downloads files of hf://owner/name, of the commit that the folder is of, into it; nothing for a local one.
+
+    Args:
+        checkpoint: as for `find_folder`.
+        folder: that this returned.
+        names: of the files.
+        report: is told of each of them before it is fetched.
+
+    Raises:
+        BridgeError: one could not be had.
+    """
+    if not checkpoint.startswith("hf://"):
+        return
+    import huggingface_hub
+
+    for number, name in enumerate(names, 1):
+        report(f"fetching {name} ({number} of {len(names)}) of {checkpoint}")
+        with hub_errors(checkpoint):
+            huggingface_hub.hf_hub_download(repository(checkpoint), name, revision=folder.name)
 
 
 def file_names(checkpoint: str, folder: Path) -> list[str]:

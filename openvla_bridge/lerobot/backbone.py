@@ -18,10 +18,9 @@ FILES = ("*.json", "*.jinja", "merges.txt", "tokenizer.model")
 
 
 def find_backbones(found: Checkpoint, report: Report) -> None:
-    """Brings what a checkpoint names, and does not hold, into the hub's cache; from then on this process asks no hub.
+    """Brings what a checkpoint names, and does not hold, into the hub's cache.
 
-    LeRobot's `save_pretrained` writes the name of a repository or folder only. transformers asks for each file that
-    there may be, which takes minutes where there is no network.
+    LeRobot's `save_pretrained` writes the name of a repository or folder only.
 
     Args:
         found: the checkpoint.
@@ -48,6 +47,13 @@ def find_backbones(found: Checkpoint, report: Report) -> None:
                 f"{name} --include {' '.join(map(repr, FILES))}` where there is a network (if it is gated, after `hf "
                 f"auth login`), and set HF_HOME to that cache ({first_line(error)[:200]})."
             ) from None
+
+
+def leave_hub() -> None:
+    """From now on this process asks no hub: all that is needed was fetched.
+
+    transformers asks for each file that there may be, which takes minutes where there is no network.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     if client := sys.modules.get("huggingface_hub.constants"):
         client.HF_HUB_OFFLINE = True

@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 def read_checkpoint(checkpoint: str, report: Report, image: str = "") -> Checkpoint:
-    """Finds and reads a checkpoint, but for its weights.
+    """Finds and reads a checkpoint, but for its weights; of hf://owner/name these are not yet there.
 
     Args:
         checkpoint: a folder that LeRobot's `save_pretrained` wrote, or hf://owner/name.
@@ -82,7 +82,7 @@ def read_checkpoint(checkpoint: str, report: Report, image: str = "") -> Checkpo
     Raises:
         BridgeError: it is none, or none that can label one frame at a time with actions.
     """
-    folder = find_folder(checkpoint, LAYOUT, ["*.json", "*.safetensors"], report)
+    folder = find_folder(checkpoint, LAYOUT, ["*.json", "*.safetensors"], report, without=["*/*", WEIGHTS])
     config = _mapping(read_json(folder / "config.json", LAYOUT), folder / "config.json")
     kind = _policy(config, folder)
     inputs, outputs = (_features(config, name, folder) for name in ("input_features", "output_features"))
@@ -91,7 +91,7 @@ def read_checkpoint(checkpoint: str, report: Report, image: str = "") -> Checkpo
     if channels != 3:
         raise BridgeError(f"{folder / 'config.json'}: {image!r} has {channels} channels; frames have 3.")
     (action_dim,) = _shape(outputs, ACTION, 1, folder)
-    if not (folder / WEIGHTS).is_file():
+    if not checkpoint.startswith("hf://") and not (folder / WEIGHTS).is_file():
         raise BridgeError(f"{folder / WEIGHTS} is missing: get the checkpoint again.")
     modes = _mapping(config.get("normalization_mapping"), folder / "config.json")
     seen = _processor_statistics(folder / PREPROCESSOR, "normalizer_processor", modes)

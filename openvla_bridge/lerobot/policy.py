@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from openvla_bridge.checkpoint_files import Report
+from openvla_bridge.checkpoint_files import Report, fetch_files
 from openvla_bridge.errors import BridgeError
-from openvla_bridge.lerobot.backbone import check_transformers, find_backbones
-from openvla_bridge.lerobot.checkpoint import ACTION, STATE, Checkpoint, read_checkpoint
+from openvla_bridge.lerobot.backbone import check_transformers, find_backbones, leave_hub
+from openvla_bridge.lerobot.checkpoint import ACTION, STATE, WEIGHTS, Checkpoint, read_checkpoint
 from openvla_bridge.lerobot.loading import load_policy, told_of
 from openvla_bridge.lerobot.noise import RowNoise
 from openvla_bridge.lerobot.torchvision_operators import import_torchvision
@@ -58,7 +58,8 @@ class LeRobotPolicy:
         on_known: Callable[[Known], None] = lambda known: None,
         image: str = "",
     ) -> "LeRobotPolicy":
-        """Loads what LeRobot's `save_pretrained` wrote; everything small is checked before LeRobot is imported.
+        """Loads what LeRobot's `save_pretrained` wrote; everything small is checked before weights are fetched and
+        LeRobot is imported.
 
         Args:
             checkpoint: a folder, or hf://owner/name.
@@ -77,8 +78,10 @@ class LeRobotPolicy:
         on_known(found.known)
         check_transformers(found)
         find_backbones(found, report)
-        report("importing lerobot")
         import_torchvision()
+        fetch_files(checkpoint, found.folder, [WEIGHTS], report)
+        leave_hub()
+        report("importing lerobot")
         report(f"reading the weights of {found.folder}")
         with told_of(found):
             policy, preprocess, postprocess = load_policy(found, device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from openvla_bridge import checkpoint_files
-from openvla_bridge.checkpoint_files import Report, hub_errors, read_json, repository
+from openvla_bridge.checkpoint_files import Report, read_json
 from openvla_bridge.errors import BridgeError
 from openvla_bridge.model.model_config import ModelConfig, read_config
 from openvla_bridge.model.openvla import OpenVLAModel
@@ -40,14 +40,7 @@ def find_folder(checkpoint: str, report: Report) -> Path:
 
 def fetch_weights(checkpoint: str, folder: Path, report: Report) -> None:
     """Downloads the safetensors files of hf://owner/name that its settings in `folder` name; nothing for a folder."""
-    if not checkpoint.startswith("hf://"):
-        return
-    import huggingface_hub
-
-    for number, name in enumerate(names := weight_files(folder), 1):
-        report(f"fetching {name} ({number} of {len(names)}) of {checkpoint}")
-        with hub_errors(checkpoint):
-            huggingface_hub.hf_hub_download(repository(checkpoint), name)
+    checkpoint_files.fetch_files(checkpoint, folder, weight_files(folder), report)
 
 
 def weight_files(folder: Path) -> list[str]:

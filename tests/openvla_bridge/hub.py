@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY, COMMIT = "someone/policy", "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -44,7 +45,11 @@ class Hub:
 
         self.server, self._folder = ThreadingHTTPServer(("127.0.0.1", 0), Handler), folder
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        own = {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HOME": str(cache)}
+        own = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
+            "HF_HOME": str(cache),
+            "PYTHONPATH": str(ROOT),
+        }
         own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         self.environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | own
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from hub import REPOSITORY, hub_of
 from safetensors.numpy import load_file, save_file
 
 from openvla_bridge.errors import BridgeError
@@ -258,6 +259,38 @@ def test_files_that_are_missing_or_broken(copy, name, sentence):
         (copy / name).write_text("{")
         with pytest.raises(BridgeError, match="cannot be read as JSON"):
             read(copy)
+
+
+def test_of_the_hub_no_weights_are_fetched_before_the_rest_was_checked(copy, tmp_path):
+    """Nor what training left in folders of the repository."""
+    steps = copy / "checkpoints" / "000100"
+    shutil.copytree(copy, steps, copy_function=os.link)
+    change(copy, "config.json", lambda c: c.update(n_obs_steps=2))
+    code = """
+from openvla_bridge.errors import BridgeError
+from openvla_bridge.lerobot.checkpoint import read_checkpoint
+try:
+    read_checkpoint(checkpoint, print)
+except BridgeError as error:
+    print(error)
+"""
+    with hub_of(copy, tmp_path / "cache") as hub:
+        assert "has n_obs_steps=2: the policy looks at several moments" in hub.run(code)[-1]
+        assert {"config.json", BEFORE, AFTER} < set(hub.fetched)
+        assert "model.safetensors" not in hub.fetched and not any("/" in name for name in hub.fetched)
+
+
+@pytest.mark.slow
+def test_of_the_hub_a_policy_is_fetched_and_loaded(lerobot, tmp_path):
+    code = """
+from openvla_bridge.lerobot.policy import LeRobotPolicy
+print(LeRobotPolicy.load(checkpoint, "cpu", report=print).horizon)
+"""
+    with hub_of(lerobot.folder / "act", tmp_path / "cache") as hub:
+        said = hub.run(code, lerobot.python)
+        assert hub.fetched.count("model.safetensors") == 1 and hub.fetched[-1] == "model.safetensors"
+    assert said[1:3] == [f"fetching model.safetensors (1 of 1) of hf://{REPOSITORY}", "importing lerobot"]
+    assert said[-1] == "4"
 
 
 def test_a_folder_that_is_not_there():
