@@ -25,6 +25,8 @@ from rpd_jax.workers.process import describe_end
 _TRACEBACK_SECONDS = 2.0
 # Lines of a worker's traceback or output that are told.
 _TRACEBACK_LINES = 12
+# What helps against a worker that has not answered, at the start and later.
+_START_AGAIN, _WAIT_LONGER = "start again", "raise env.step_timeout"
 
 
 _log = logging.getLogger(__name__)
@@ -136,7 +138,7 @@ class CpuVectorEnv:
     def wait_for_workers(self) -> None:
         """Waits until the workers have done what they were told; the first half of `step_wait`."""
         self._valid[:] = True
-        answers, failures = self._gather(self._workers, self.step_timeout)
+        answers, failures = self._gather(self._workers, self.step_timeout, _WAIT_LONGER)
         for worker in answers:
             worker.steps += 1
         replaced = self._replace(failures)
@@ -199,13 +201,13 @@ class CpuVectorEnv:
         arguments = {"task": self._task_args, "ignore_terminations": self._ignore_terminations}
         for worker in workers:
             self._send([worker], "make", indices=worker.rows, **arguments)
-        return self._answers(workers, self.start_timeout)[0]["state_dim"]
+        return self._answers(workers, self.start_timeout, _START_AGAIN)[0]["state_dim"]
 
     def _attach(self, workers: list[_WorkerProcess]) -> None:
         """Lets new workers write into the shared arrays."""
         shape = {"num_envs": self.num_envs, "image_size": self.image_size, "state_dim": self.state_dim}
         self._send(workers, "attach", **shape)
-        self._answers(workers, self.start_timeout)
+        self._answers(workers, self.start_timeout, _START_AGAIN)
 
     def _begin_episodes(self, workers: list[_WorkerProcess]) -> None:
         """Starts the episode that each environment of `workers` should be in; replaces workers that fail at it."""
@@ -213,7 +215,7 @@ class CpuVectorEnv:
             self._send(workers, "reset", seeds=self._seeds, episodes=self._episodes.tolist())
             # A worker that takes the place of another goes through its earlier episodes' first frames.
             timeout = self.step_timeout * (1 + int(self._episodes.max()))
-            workers = self._replace(self._gather(workers, timeout)[1])
+            workers = self._replace(self._gather(workers, timeout, _WAIT_LONGER)[1])
 
     def _replace(self, failures: dict[_WorkerProcess, UserError]) -> list[_WorkerProcess]:
         """Returns new workers, their environments made, in place of failed ones; raises if that is not to be done."""
@@ -234,7 +236,7 @@ class CpuVectorEnv:
 
     def _tell_drawing(self, workers: list[_WorkerProcess]) -> None:
         self._send(workers, "set_drawing", on=self.drawing)
-        self._answers(workers, self.step_timeout)
+        self._answers(workers, self.step_timeout, _WAIT_LONGER)
 
     def _frames(self, shared: np.ndarray) -> np.ndarray | None:
         return shared.copy() if self.drawing else None
@@ -247,19 +249,20 @@ class CpuVectorEnv:
             with contextlib.suppress(OSError):
                 worker.send(action, **arguments)
 
-    def _answers(self, workers: list[_WorkerProcess], timeout: float) -> list:
+    def _answers(self, workers: list[_WorkerProcess], timeout: float, mend: str) -> list:
         """Returns the answers of `workers` in order; raises what is wrong with the first that fails."""
-        answers, failures = self._gather(workers, timeout)
+        answers, failures = self._gather(workers, timeout, mend)
         if failures:
             self._fail(next(iter(failures.values())))
         return [answers[worker] for worker in workers]
 
     def _gather(
-        self, workers: list[_WorkerProcess], timeout: float
+        self, workers: list[_WorkerProcess], timeout: float, mend: str
     ) -> tuple[dict[_WorkerProcess, object], dict[_WorkerProcess, UserError]]:
         """Waits for one answer of each worker; returns the answers, and what is wrong with those that failed.
 
-        Where failed workers are not replaced, the first failure ends the wait.
+        Where failed workers are not replaced, the first failure ends the wait. `mend` is what helps where that takes
+        longer than `timeout`, in seconds.
         """
         deadline = time.monotonic() + timeout
         pending = {worker.connection: worker for worker in workers}
@@ -267,7 +270,6 @@ class CpuVectorEnv:
         while pending and (self.restart_workers or not failures):
             ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                mend = "start again" if timeout == self.start_timeout else "raise env.step_timeout"
                 failures |= {worker: WorkerError(worker.describe_silence(timeout, mend)) for worker in pending.values()}
                 break
             for connection in ready:

@@ -39,7 +39,7 @@ def test_a_killed_worker_is_named_and_the_others_end():
 def test_a_hanging_worker_is_named_after_the_timeout_and_ended():
     with CpuVectorEnv(TASK, 1, max_episode_steps=50) as env:
         workers = _workers(env)
-        env.step_timeout = 1.0
+        env.step_timeout = env.start_timeout = 1.0  # whatever the start may take, this is none
         workers[0].send_signal(signal.SIGSTOP)
         with pytest.raises(
             WorkerError, match=r"worker 0 \(environment 0\) did not answer within 1 s.*env.step_timeout"
