@@ -48,12 +48,13 @@ class CpuVectorEnv:
         ignore_terminations: let episodes run to their limit even when the task succeeded (for evaluation).
         step_timeout: seconds after which a worker that has not answered is given up.
         start_timeout: the same for building the environments.
-        restart_workers: replace a worker that fails in `reset` or `step`. What was wrong is logged as a warning, its
-            environments begin their episodes again, and `Step.valid` is False for them. One that fails again before
-            it has done a single step is not replaced.
+        restart_workers: replace a worker that fails in `reset`, `step` or `set_drawing`. What was wrong is logged as
+            a warning, its environments begin their episodes again, and `Step.valid` is False for them; after
+            `set_drawing` in the next step, with which they begin once more. One that fails again before it has done a
+            single step is not replaced.
 
     Raises:
-        WorkerError: in the constructor, `reset` or `step`; the object is closed then.
+        WorkerError: in the constructor, `reset`, `step` or `set_drawing`; the object is closed then.
     """
 
     action_dim = 7
@@ -81,6 +82,7 @@ class CpuVectorEnv:
         self._seeds: list[int] = []
         self._episodes = np.zeros(num_envs, int)  # ended since the last reset
         self._valid = np.ones(num_envs, bool)
+        self._begun_anew: set[int] = set()  # numbers of workers that were replaced between two steps
         self.drawing = True
         self._memory = create_memory()
         self._workers: list[_WorkerProcess] = []
@@ -110,13 +112,18 @@ class CpuVectorEnv:
         """Draws frames from now on, or none; returns those of this moment, uint8 [N, H, W, 3], or None."""
         if on != self.drawing:
             self.drawing = on
-            self._tell_drawing(self._workers)
+            self._send(self._workers, "set_drawing", on=on)
+            replaced = self._replace(self._gather(self._workers, self.step_timeout, _WAIT_LONGER)[1])
+            if self._seeds:  # before the first reset there are no episodes
+                self._begin_episodes(replaced)
+            self._begun_anew.update(worker.number for worker in replaced)
         return self._frames(self._arrays.rgb)
 
     def reset(self, seed: int) -> np.ndarray | None:
         """Starts an episode everywhere; returns frames uint8 [N, H, W, 3], or None where none are drawn."""
         self._seeds = [episode_seed(seed, index) for index in range(self.num_envs)]
         self._episodes[:] = 0
+        self._begun_anew.clear()
         self._begin_episodes(self._workers)
         return self._frames(self._arrays.rgb)
 
@@ -141,12 +148,15 @@ class CpuVectorEnv:
         answers, failures = self._gather(self._workers, self.step_timeout, _WAIT_LONGER)
         for worker in answers:
             worker.steps += 1
-        replaced = self._replace(failures)
-        if not replaced:
+        # What they were told to do was meant for the observations before they were replaced.
+        begun_anew = [worker for worker in answers if worker.number in self._begun_anew]
+        self._begun_anew.clear()
+        lost = [*self._replace(failures), *begun_anew]
+        if not lost:
             return
-        self._begin_episodes(replaced)
+        self._begin_episodes(lost)
         arrays = self._arrays
-        for worker in replaced:
+        for worker in lost:
             self._valid[worker.rows] = False
             for array in (arrays.reward, arrays.terminated, arrays.truncated):
                 array[worker.rows] = 0

@@ -84,6 +84,37 @@ def test_captures_are_counted(monkeypatch):
         assert captures(lambda: env.set_drawing(True)) == 0  # they are there
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_a_worker_that_fails_when_drawing_changes_is_replaced(on):
+    """Its environment begins its episode again, and once more with the next step, which is lost: others go on."""
+    with make("cpu", workers=2, restart_workers=True) as env:
+        env.set_drawing(not on)
+        env.reset(0)
+        begin = env.state
+        steps = [env.step(action) for action in actions(env, 2)]
+        env._workers[1].process.kill()
+        frames = env.set_drawing(on)
+        assert (frames is not None) == on == env.drawing
+        np.testing.assert_array_equal(env.state, [steps[1].state[0], begin[1]])
+        step = env.step(np.ones((ENVS, 7), np.float32))
+        assert step.valid.tolist() == [True, False] and (step.rgb is not None) == on
+        np.testing.assert_array_equal(step.state[1], begin[1])
+        assert not (step.reward[1] or step.terminated.any() or step.truncated.any())
+        if on:
+            np.testing.assert_array_equal(step.rgb[1], frames[1])
+        lengths = [env.step(action) for action in actions(env, 2)][-1].episode.length
+        assert env.step(np.zeros((ENVS, 7), np.float32)).valid.all() and lengths.tolist() == [5, 2]
+
+
+def test_a_worker_that_fails_before_the_first_reset_is_replaced():
+    with make("cpu", workers=2, restart_workers=True) as env, make("cpu") as other:
+        env._workers[1].process.kill()
+        env.set_drawing(False)
+        env.reset(0), other.reset(0)
+        np.testing.assert_array_equal(env.state, other.state)
+        assert env.step(np.zeros((ENVS, 7), np.float32)).valid.all()
+
+
 def test_a_worker_that_replaces_another_draws_nothing_either():
     with make("cpu", workers=2, restart_workers=True) as env:
         env.set_drawing(False)
