@@ -15,6 +15,8 @@ from rpd_jax.teachers import Teacher, look
 
 # act(rgb uint8 [N, H, W, 3], state float32 [N, D], key) -> actions [N, A]
 Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# The same episode with the same actions ends as it did before, where its worker does not fail by chance.
+_MOST_LOST = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +73,10 @@ def run_episodes(
         on_actions: called with the actions of each step, float32 [N, A] in [-1, 1].
 
     Raises:
-        UserError: an action is not finite.
+        UserError: an action is not finite, or an environment's worker fails again and again within one episode.
     """
     quota = math.ceil(num_episodes / envs.num_envs)
-    counts = np.zeros(envs.num_envs, int)
+    counts, lost = np.zeros(envs.num_envs, int), np.zeros(envs.num_envs, int)
     finished: list[tuple[float, float, float]] = []
     filmed = min(video_episodes, envs.num_envs)
     envs.set_drawing(sees_frames or filmed > 0)
@@ -96,6 +98,8 @@ def run_episodes(
         for i in np.flatnonzero(done & (counts < quota)):
             finished.append(tuple(map(float, (episode.success[i], episode.episode_return[i], episode.length[i]))))
             counts[i] += 1
+        lost = np.where(valid, lost * ~done, lost + 1)
+        _check_lost(lost * (counts < quota))
         on_step(len(finished))
         rgb = step.rgb
         if envs.drawing and not sees_frames and (counts[:filmed] > 0).all():
@@ -139,6 +143,14 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     centre = (2 * episodes * rate + z**2) / scale
     reach = z / scale * math.sqrt(4 * episodes * rate * (1 - rate) + z**2)
     return 0.0 if successes == 0 else centre - reach, 1.0 if successes == episodes else centre + reach
+
+
+def _check_lost(lost: np.ndarray) -> None:
+    if lost.max() >= _MOST_LOST:
+        raise UserError(
+            f"Environment {lost.argmax()} lost the same episode {_MOST_LOST} times, since its worker failed each time: "
+            "see what the warnings say of it, or set env.restart_workers=False, which ends with the first of them."
+        )
 
 
 def _check_finite(action: np.ndarray, step: int) -> None:

@@ -113,6 +113,28 @@ def test_evaluated_episodes_are_the_same_with_and_without_a_replaced_worker():
     assert results[1][1] == results[0][1] + 2  # the lost step and the one before it
 
 
+@pytest.mark.parametrize(("survived", "finishes"), [(2, False), (4, True)])
+def test_an_episode_that_no_worker_survives_ends_the_evaluation(survived, finishes):
+    """Episodes of three steps, and workers that fail after two steps or four: those lose one of every two."""
+    failures = []
+
+    def kill_who_has_done_so_many_steps():
+        assert len(failures) < 8, "it goes on for ever"
+        if env._workers[1].steps == survived:
+            failures.append(env._workers[1].process.pid)
+            _workers(env)[1].send_signal(signal.SIGKILL)
+
+    task = {**TASK, "max_episode_steps": 3}
+    with CpuVectorEnv(task, 2, max_episode_steps=3, workers=2, restart_workers=True) as env:
+        arguments = (env, lambda *_: np.zeros((2, 7)), 12, 0, 0, kill_who_has_done_so_many_steps)
+        if finishes:
+            assert len(run_episodes(*arguments).success) == 12
+        else:
+            with pytest.raises(UserError, match="Environment 1 lost the same episode 5 times, since its worker failed"):
+                run_episodes(*arguments)
+    assert len(failures) == 5
+
+
 def test_a_worker_that_never_gives_the_gil_back_ends_with_its_parent():
     script = """
         import ctypes, sys
