@@ -91,7 +91,7 @@ class WorkerProcess:
         if version != protocol.VERSION:
             self._fail(
                 f"{self.name} speaks version {version!r} of the protocol, this program version {protocol.VERSION}: "
-                "let both environments use the same openvla_bridge."
+                f"let both environments use the same openvla_bridge.{self._tail()}"
             )
 
     def request_load(self, model: Model, device: str, batch_size: int, threads: int | None = None) -> None:
@@ -255,7 +255,7 @@ class WorkerProcess:
             if not self.connection.poll(max(0.0, deadline - time.monotonic())):
                 self._fail(
                     f"{self.name} gave no sign of life for {timeout:g} s: it hangs, or the device is overloaded; "
-                    f"raise {setting} or lower teacher.batch_size."
+                    f"raise {setting} or lower teacher.batch_size.{self._tail()}"
                 )
             message = protocol.receive(self.connection)
         except (EOFError, OSError):
@@ -280,6 +280,7 @@ class WorkerProcess:
     def _nonsense(self, what: str) -> None:
         self._fail(
             f"{self.name} answered nonsense ({what}): teacher.python must be a Python that runs this openvla_bridge."
+            f"{self._tail()}"
         )
 
     def _fail(self, message: str) -> None:
