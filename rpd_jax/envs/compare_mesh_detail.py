@@ -10,6 +10,7 @@ from rpd_jax.run.stop import listen
 if __name__ == "__main__":
     listen()
 
+import itertools
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -18,13 +19,17 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
+from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.tasks import find_task
 
 _OUTPUT = flags.DEFINE_string("output", None, "PNG to write.", short_name="o", required=True)
 _TASK = flags.DEFINE_string("task", "PushCube-v1", "Task.")
-_IMAGE_SIZE = flags.DEFINE_list("image_size", ["128", "256"], "Widths and heights of frames, pixels.")
-_MESH_DETAIL = flags.DEFINE_list("mesh_detail", ["0.3", "0.15", "0.07"], "Fractions of the robot's triangles.")
+_IMAGE_SIZE = define_numbers("image_size", (128, 256), "Widths and heights of frames, pixels.")
+_MESH_DETAIL = define_numbers(
+    "mesh_detail", (0.3, 0.15, 0.07), "Fractions of the robot's triangles.", kind=float, least=0.001
+)
 _EPISODES = flags.DEFINE_integer("episodes", 2, "Episodes.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps of each.", lower_bound=1)
 
@@ -34,12 +39,14 @@ _AMPLIFIED = 8
 
 def main() -> None:
     find_task(_TASK.value, "--task")
+    for size, detail in itertools.product(_IMAGE_SIZE.value, _MESH_DETAIL.value):
+        check_task_arguments(_TASK.value, size, "sparse", detail)
     table = Table("px", "mesh detail", "mean difference", "pixels that differ", title=_TASK.value)
-    sizes, rows = [int(size) for size in _IMAGE_SIZE.value], []
-    for size in sizes:
+    rows = []
+    for size in _IMAGE_SIZE.value:
         exact = _frames(size, 1.0)
         row = [exact[-1]]
-        for detail in map(float, _MESH_DETAIL.value):
+        for detail in _MESH_DETAIL.value:
             frames = _frames(size, detail)
             difference = np.abs(frames.astype(int) - exact)
             visible = (difference.max(axis=-1) > _VISIBLE).mean()

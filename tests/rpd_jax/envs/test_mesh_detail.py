@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sapien.render
@@ -60,3 +63,18 @@ def test_environments_of_one_process_look_alike():
         env.close()
     np.testing.assert_array_equal(pictures[0], pictures[1])
     np.testing.assert_array_equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--image_size=big", "--image_size=big: it is no list of whole numbers of at least 1, separated by commas"),
+        ("--mesh_detail=0.3,half", "--mesh_detail=0.3,half: it is no list of numbers of at least 0.001, separated by"),
+        ("--mesh_detail=0.3,2", "env.mesh_detail=2.0 is not in (0, 1]"),
+    ],
+)
+def test_numbers_that_cannot_be_compared_end_in_a_sentence(argument, sentence, tmp_path):
+    command = [sys.executable, "-m", "rpd_jax.envs.compare_mesh_detail", "-o", str(tmp_path / "out.png"), argument]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (line,) = (line for line in run.stderr.splitlines() if line.startswith("error: "))
+    assert run.returncode == 2 and sentence in line and "Traceback" not in run.stderr
