@@ -241,12 +241,9 @@ class CpuVectorEnv:
             self._make(replacements)
             self._attach(replacements)
             if not self.drawing:
-                self._tell_drawing(replacements)
+                self._send(replacements, "set_drawing", on=False)
+                self._answers(replacements, self.step_timeout, _WAIT_LONGER)
         return replacements
-
-    def _tell_drawing(self, workers: list[_WorkerProcess]) -> None:
-        self._send(workers, "set_drawing", on=self.drawing)
-        self._answers(workers, self.step_timeout, _WAIT_LONGER)
 
     def _frames(self, shared: np.ndarray) -> np.ndarray | None:
         return shared.copy() if self.drawing else None
