@@ -61,18 +61,23 @@ _SECONDS = flags.DEFINE_float("seconds", 3600.0, "Limit for measuring one value.
 define_numbers("values", (0,), "Instead of the values of the one setting in --rows.", least=0)
 
 
+def changes(name: str, value: float, quick: bool) -> dict[str, float]:
+    """The settings that a value of one of `ROWS` goes with, itself among them."""
+    return (_QUICK if quick else {}) | {name: value} | _TOGETHER.get(name, lambda _: {})(value)
+
+
 def measure(config: str, settings: dict[str, float], iterations: int, limit: float) -> dict[str, float] | None:
     """Seconds of each stage for one iteration, frames, and peak MiB, of a config with `settings`; None without room.
 
     Raises:
         UserError: the settings are refused, or it takes more than `limit` seconds.
     """
-    changes = [f"--config.{name}={value}" for name, value in settings.items()]
+    changed = [f"--config.{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "rpd_jax.profile", f"--config={config}", f"--iterations={iterations}", "--json"]
     try:
-        outcome = subprocess.run([*command, *changes], capture_output=True, text=True, timeout=limit)
+        outcome = subprocess.run([*command, *changed], capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired as error:
-        sentence = f"Measuring {', '.join(changes)} took more than {limit:.0f} s"
+        sentence = f"Measuring {', '.join(changed)} took more than {limit:.0f} s"
         raise UserError(f"{sentence}: raise --seconds, or lower --rollout_steps or --values.") from error
     if outcome.returncode == 0:
         return json.loads(outcome.stdout.splitlines()[-1])
@@ -80,7 +85,7 @@ def measure(config: str, settings: dict[str, float], iterations: int, limit: flo
     # Linux ends the process that needs too much.
     if outcome.returncode == -signal.SIGKILL or any(words in outcome.stderr for words in _NO_ROOM):
         return None
-    failed = f"{' '.join([*command[1:], *changes])} ended with status {outcome.returncode}: {last or 'no output'}"
+    failed = f"{' '.join([*command[1:], *changed])} ended with status {outcome.returncode}: {last or 'no output'}"
     raise UserError(last.removeprefix("error: ") if last.startswith("error: ") else failed)
 
 
@@ -102,8 +107,7 @@ def grown(name: str, values: list[float], console: Console) -> list[dict]:
     """Measures every value of one setting."""
     rows = []
     for value in values:
-        settings = {"ppo.rollout_steps": _STEPS.value, **(_QUICK if _QUICK_MODE.value else {})}
-        settings |= {name: value, **_TOGETHER.get(name, lambda _: {})(value)}
+        settings = {"ppo.rollout_steps": _STEPS.value} | changes(name, value, _QUICK_MODE.value)
         numbers = measure(_CONFIG.value, settings, _ITERATIONS.value, _SECONDS.value)
         rows.append({"value": value, **(numbers or {})})
         console.print(f"{name}={value}: " + (f"{numbers['seconds']:.2f} s" if numbers else "no room"), markup=False)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from configs import push_cube_sparse
+from rpd_jax import settings
+from rpd_jax.command.checks import get
 from rpd_jax.errors import UserError
-from rpd_jax.growth import measure, orders
+from rpd_jax.growth import ROWS, changes, measure, orders
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,16 +46,6 @@ def get_config():
     return config
 """
 
-PAPER = """\
-from configs import push_cube_sparse
-
-def get_config():
-    config = push_cube_sparse.get_config()
-    config.refine, config.profile, config.env.backend = "pixels", "paper", "cpu"
-    config.env.mesh_detail, config.teacher.checkpoint, config.ppo.update_epochs = 0.07, {teacher!r}, 1
-    return config
-"""
-
 
 @pytest.mark.slow
 def test_a_quick_row(tmp_path, micro_octo):
@@ -70,16 +63,16 @@ def test_a_quick_row(tmp_path, micro_octo):
     assert "peak MiB" in outcome.stdout
 
 
-@pytest.mark.slow
-def test_a_quick_row_of_the_paper_s_profile(tmp_path, micro_octo):
-    """It replays nothing by itself, and divides its frames into many minibatches."""
-    config = tmp_path / "paper.py"
-    config.write_text(PAPER.format(teacher=str(micro_octo)))
-    row = ("--rows=distill.replay", "--iterations=1", "--rollout_steps=8")
-    outcome = run("-o", str(tmp_path), f"--config={config}", "--quick", *row)
-    assert outcome.returncode == 0, outcome.stderr
-    rows = json.loads((tmp_path / "growth.json").read_text())["distill.replay"]
-    assert [(row["value"], row["frames"]) for row in rows] == [(0, 16), (512, 16)]
+@pytest.mark.parametrize("profile", ["cpu", "paper"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_value_is_one_that_a_profile_can_have(profile, quick):
+    """The paper's replays nothing by itself, and divides its frames into many minibatches."""
+    for name, values in ROWS.items():
+        for value in values[quick]:
+            config = push_cube_sparse.get_config()
+            config.refine, config.profile, config.env.backend = "pixels", profile, "cpu"
+            config.update_from_flattened_dict(changes(name, value, quick))
+            assert get(settings.resolve(config), name) == value
 
 
 @pytest.mark.parametrize(
@@ -87,8 +80,6 @@ def test_a_quick_row_of_the_paper_s_profile(tmp_path, micro_octo):
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", None),
         ("sys.exit('error: Memory ran out while acting and labelling (RESOURCE_EXHAUSTED): close')", None),
-        ("sys.exit('error: The frames that a device keeps take 90 GB and it has 8: lower env.num_envs')", None),
-        ("sys.exit('error: Worker 1 was killed (if memory ran out, lower env.num_envs or env.workers).')", None),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "ended with status -11: no output"),
         ("sys.exit('error: /dev/shm has no shared memory: mount it.')", "^/dev/shm has no shared memory: mount it.$"),
         ("time.sleep(60)", r"^Measuring --config.env.num_envs=2 took more than 5 s: raise --seconds, or lower"),
