@@ -178,6 +178,13 @@ def named_as_unlike(config: Mapping[str, Any]) -> str:
     return unlike if isinstance(unlike, str) else ""
 
 
+def named_control_mode(config: Mapping[str, Any]) -> str | None:
+    """The control mode of the demos that finetune_octo.py trained a model on, as its config.json says; None without."""
+    entry = config.get(DEMOS_ACTIONS)
+    mode = entry.get("control_mode") if isinstance(entry, Mapping) and FINETUNE_CONFIG not in config else None
+    return mode if isinstance(mode, str) else None
+
+
 def _named_types(entry: Any) -> Iterator[tuple[str | None, NormalizationType]]:
     """Yields (data set's name, type) of every entry that names a type, outside of the network's own settings."""
     entries = [entry]
