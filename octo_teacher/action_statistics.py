@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rpd_jax.action_convention import CONTROL_MODE
 from rpd_jax.errors import UserError
 
 FINETUNE_CONFIG = "finetune_config"
 _TYPE_KEY = "action_proprio_normalization_type"
 # finetune_octo.py's entry of config.json on the actions of its demos: {"control_mode": that of the tasks or None where
-# nobody says it, "unlike": why a model of them cannot drive the tasks, "" if it can}.
+# nobody says it, "gripper": "signed" where it is known to go from -1 (closed) to 1 (open), else None, "unlike": why a
+# model of them cannot drive the tasks, "" if it can}.
 DEMOS_ACTIONS = "demos_actions"
 
 
@@ -178,11 +180,12 @@ def named_as_unlike(config: Mapping[str, Any]) -> str:
     return unlike if isinstance(unlike, str) else ""
 
 
-def named_control_mode(config: Mapping[str, Any]) -> str | None:
-    """The control mode of the demos that finetune_octo.py trained a model on, as its config.json says; None without."""
+def named_as_signed(config: Mapping[str, Any]) -> bool:
+    """Whether the gripper of a model's demos went from -1 to 1, as its config.json says, or by their control mode."""
     entry = config.get(DEMOS_ACTIONS)
-    mode = entry.get("control_mode") if isinstance(entry, Mapping) and FINETUNE_CONFIG not in config else None
-    return mode if isinstance(mode, str) else None
+    if not isinstance(entry, Mapping) or FINETUNE_CONFIG in config:
+        return False
+    return entry.get("gripper") == "signed" or entry.get("control_mode") == CONTROL_MODE
 
 
 def _named_types(entry: Any) -> Iterator[tuple[str | None, NormalizationType]]:

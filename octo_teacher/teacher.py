@@ -15,8 +15,8 @@ from octo_teacher.action_statistics import (
     ActionStatistics,
     NormalizationType,
     choose_statistics,
+    named_as_signed,
     named_as_unlike,
-    named_control_mode,
     read_statistics,
 )
 from octo_teacher.embedded import DEFAULT, find_checkpoint
@@ -25,7 +25,7 @@ from octo_teacher.model.named_parts import DENOISING_HEADS, DiffusionActionHead,
 from octo_teacher.model.octo_module import OctoModule, Prefix
 from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
 from octo_teacher.octo_model import OctoModel
-from rpd_jax.action_convention import CONTROL_MODE, check_action_dim, choose_gripper, gripper_to_environment
+from rpd_jax.action_convention import check_action_dim, choose_gripper, gripper_to_environment
 from rpd_jax.errors import UserError, out_of_memory
 from rpd_jax.teachers import Teacher, check_frames, print_to_stderr
 
@@ -57,7 +57,7 @@ class OctoTeacher(Teacher):
         dataset: whose statistics un-normalise; not needed if the model has statistics of one dataset.
         normalization_type: how the model's actions were normalised; as its config.json names it if None.
         gripper: what the gripper's number means, see `action_convention.choose_gripper`; "auto" asks the statistics
-            only where the checkpoint's config does not say that its demos were the tasks' own.
+            only where the checkpoint's config does not say that of its demos.
         camera: observation key of the frames; "image_primary", or the model's first image, if None.
         chunk_size: frames per pass through the network, which bounds memory; chosen from the device's memory if None,
             and halved where that turns out to be too much.
@@ -128,9 +128,9 @@ class OctoTeacher(Teacher):
             f"{model.source}: {whose}",
         )
         check_action_dim(self._statistics.action_dim, f"{model.source}, by {whose},")
-        if gripper == "auto" and named_control_mode(model.config) == CONTROL_MODE:
+        if gripper == "auto" and named_as_signed(model.config):
             self._gripper = "signed"
-            self.gripper_note = f"gripper from -1 (closed) to 1 (open), since its demos are {CONTROL_MODE}'s"
+            self.gripper_note = "gripper from -1 (closed) to 1 (open), as its config.json says of its demos"
         else:
             self._gripper, self.gripper_note = choose_gripper(gripper, entry, whose)
 

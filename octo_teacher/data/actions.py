@@ -96,7 +96,7 @@ def choose_gripper(actions: np.ndarray, meaning: ActionMeaning, asked: str, sour
         source: the dataset, for messages.
 
     Raises:
-        UserError: it goes from 0 to 1 and nobody says which end is open, or it does not and is to be converted.
+        UserError: it stays within 0 and 1 and nobody says which end is open, or it does not and is to be converted.
     """
     if asked not in GRIPPERS:
         raise UserError(f"config.gripper={asked!r} is not one of {', '.join(map(repr, GRIPPERS))}.")
@@ -109,12 +109,13 @@ def choose_gripper(actions: np.ndarray, meaning: ActionMeaning, asked: str, sour
             f"{source}: config.gripper={asked!r} is for a gripper from 0 to 1; this one goes from {least:g} to "
             f"{greatest:g}."
         )
-    if asked or not (from_zero and least < 0.5 < greatest):
+    if asked or not from_zero:
         return asked or "as_is"
     if meaning.gripper:
         return meaning.gripper
+    runs = f"goes from {least:g} to {greatest:g}" if least < greatest else f"is always {least:g}"
     raise UserError(
-        f"{source}: the gripper, the last of {ACTION_DIM} numbers, goes from {least:g} to {greatest:g}, where "
+        f"{source}: the gripper, the last of {ACTION_DIM} numbers, {runs}, where "
         f"{CONTROL_MODE}'s goes from -1 (closed) to 1 (open): say with config.gripper what it means, one_is_open or "
         "zero_is_open, which convert it, or as_is."
     )

@@ -29,11 +29,13 @@ class Demo:
         images: camera name of the model ("primary", "wrist") -> the frame in which each action was chosen.
         actions: float32 [T, A], labels in the environment's convention.
         instruction: what the robot was told.
+        gripper_converted: whether the gripper's number was made the environment's from one between 0 and 1.
     """
 
     images: Mapping[str, Frames]
     actions: np.ndarray
     instruction: str
+    gripper_converted: bool = False
 
 
 def split_demos(demos: Sequence[Demo], held_out: float, seed: int) -> tuple[list[Demo], list[Demo]]:

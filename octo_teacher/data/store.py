@@ -1,8 +1,9 @@
 """Decoded demos on disk: whatever the source's format, each frame can be read at random without decoding anything.
 
 A store is a folder: <camera>.u8 (all frames behind each other, uint8 [N, S, S, 3]), actions.npy (float32 [N, A]) and
-store.json (length and instruction of each episode, and what was said of those left out). It is made once per source,
-camera names and frame sizes, and found again by a hash of these and of the source's file sizes and times.
+store.json (length and instruction of each episode, how the gripper was converted, and what was said of those left out).
+It is made once per source, camera names and frame sizes, and found again by a hash of these and of the source's file
+sizes and times.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from rpd_jax.errors import UserError
 from rpd_jax.run.cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 2
+_VERSION = 3
 
 
 def default_cache() -> Path:
@@ -124,7 +125,7 @@ def load_demos(
             raise UserError(f"The decoded demos in {folder} vanished or changed while they were read: try again.")
     for note in content["notes"]:
         on_note(note)
-    return _open(folder, content["episodes"], image_sizes)
+    return _open(folder, content, image_sizes)
 
 
 def _write(folder: Path, source: Path, demos, image_sizes, gripper, notes, on_episode, cache) -> None:
@@ -147,9 +148,9 @@ def _write(folder: Path, source: Path, demos, image_sizes, gripper, notes, on_ep
         raise UserError(f"{source} has episodes whose actions differ in dimension.")
     together = np.concatenate(actions)
     how = choose_gripper(together, action_meaning(source), gripper, source)
-    if how not in ("", "as_is"):
+    if how != "as_is":
         notes.append(f"{source}: the gripper, from 0 to 1, is converted to -1 (closed) to 1 (open) as {how}.")
-    content = {"source": str(source), "episodes": episodes, "notes": notes}
+    content = {"source": str(source), "episodes": episodes, "gripper": how, "notes": notes}
     with _writing(source, cache):
         array = io.BytesIO()
         np.save(array, convert_gripper(together, how))
@@ -177,21 +178,26 @@ def _read_index(folder: Path, image_sizes: Mapping[str, int]) -> dict[str, Any] 
         steps = sum(episode["length"] for episode in content["episodes"])
         sizes = {f"{camera}.u8": steps * size * size * 3 for camera, size in image_sizes.items()}
         whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
-        return content if whole and len(np.load(folder / "actions.npy")) == steps and "notes" in content else None
+        return (
+            content
+            if whole and len(np.load(folder / "actions.npy")) == steps and {"gripper", "notes"} <= set(content)
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def _open(folder: Path, episodes: list[dict[str, Any]], image_sizes: Mapping[str, int]) -> list[Demo]:
+def _open(folder: Path, content: Mapping[str, Any], image_sizes: Mapping[str, int]) -> list[Demo]:
     actions = np.load(folder / "actions.npy")
+    converted = content["gripper"] != "as_is"
     demos, start = [], 0
-    for episode in episodes:
+    for episode in content["episodes"]:
         length = episode["length"]
         images = {
             camera: StoredFrames(str(folder / f"{camera}.u8"), size, start, length)
             for camera, size in image_sizes.items()
         }
-        demos.append(Demo(images, actions[start : start + length], episode["instruction"]))
+        demos.append(Demo(images, actions[start : start + length], episode["instruction"], converted))
         start += length
     return demos
 

@@ -63,8 +63,14 @@ def actions_of(datasets: list[tuple[str, list[Demo]]]) -> dict[str, Any]:
         reason = why_not_ours(np.concatenate([demo.actions for demo in demos]), meaning)
         if reason and not unlike:
             unlike = f"the actions of {path} are not {CONTROL_MODE}'s: {reason}"
-    stated = not unlike and all(meaning.stated for meaning in meanings)
-    return {"control_mode": CONTROL_MODE if stated else None, "unlike": unlike}
+    stated = [meaning.stated for meaning in meanings]
+    converted = [all(demo.gripper_converted for demo in demos) for _, demos in datasets]
+    signed = all(own or made for own, made in zip(stated, converted, strict=True))
+    return {
+        "control_mode": CONTROL_MODE if all(stated) and not unlike else None,
+        "gripper": "signed" if signed and not unlike else None,
+        "unlike": unlike,
+    }
 
 
 def why_no_teacher(config: ConfigDict, datasets: list[tuple[str, list[Demo]]], model: OctoModel) -> str:

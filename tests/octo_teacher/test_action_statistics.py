@@ -252,16 +252,17 @@ def test_a_dimension_that_never_moved_is_given_back_as_it_was(checkpoint):
     assert read_statistics(PLAIN).unnormalize(np.full(7, 9.0))[4] == np.float32(0.05)
 
 
-def test_a_gripper_of_the_tasks_own_demos_is_signed_though_it_never_closed(checkpoint, normalized):
+@pytest.mark.parametrize("said_by", [{"control_mode": "pd_ee_delta_pose"}, {"control_mode": None, "gripper": "signed"}])
+def test_a_gripper_of_the_tasks_own_demos_is_signed_though_it_never_closed(checkpoint, normalized, said_by):
     """Of LiftPegUpright's expert, which only opens (1) and grips loosely (0.2)."""
     loose = {"min": [-0.5] * 6 + [0.2], "p01": [-0.4] * 6 + [0.2], "max": [0.5] * 6 + [1.0], "p99": [0.4] * 6 + [1.0]}
     write(checkpoint, {"mine": {"action": PLAIN | loose}})
-    edit_config(checkpoint, demos_actions={"control_mode": "pd_ee_delta_pose", "unlike": ""})
+    edit_config(checkpoint, demos_actions=said_by | {"unlike": ""})
     said = []
     gripper = np.asarray(OctoTeacher.load(checkpoint, say=said.append).act(FRAMES, TASK, KEY))[..., -1]
     sure = np.abs(normalized[..., -1]) < 10
     np.testing.assert_allclose(gripper[sure], np.clip(normalized[..., -1], -1, 1)[sure], atol=1e-5)
-    assert said == ["Octo: gripper from -1 (closed) to 1 (open), since its demos are pd_ee_delta_pose's."]
+    assert said == ["Octo: gripper from -1 (closed) to 1 (open), as its config.json says of its demos."]
     opened = labels(checkpoint, gripper="open")[..., -1]  # what is asked for comes first
     np.testing.assert_allclose(opened[sure], np.clip(2 * normalized[..., -1] - 1, -1, 1)[sure], atol=1e-5)
 

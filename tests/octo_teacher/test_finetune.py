@@ -217,7 +217,7 @@ def test_the_result_loads_as_a_teacher_with_the_demos_statistics(finished):
 def test_a_model_of_other_actions_says_so_and_is_no_teacher(settings, finished, tmp_path):
     """Seven numbers, but joints: only the demos tell, and they are not there any more where train.py starts."""
     config = json.loads((finished / "model" / "config.json").read_text())
-    assert config[DEMOS_ACTIONS] == {"control_mode": "pd_ee_delta_pose", "unlike": ""}
+    assert config[DEMOS_ACTIONS] == {"control_mode": "pd_ee_delta_pose", "gripper": "signed", "unlike": ""}
     actions = np.random.default_rng(0).uniform(-1, 1, (2, 5, 7)).astype(np.float32)
     demos = write_lerobot(tmp_path / "joints", list(actions), names=[f"joint_{i}" for i in range(7)])
     finetune(make_config(settings, demos=str(demos), held_out=0.0, steps=2, validate_every=9), tmp_path / "run")

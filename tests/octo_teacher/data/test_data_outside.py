@@ -184,6 +184,25 @@ def test_a_gripper_from_0_to_1_is_converted_if_its_meaning_is_known(tmp_path, ki
         assert found[:, 6].tolist() == [1, -1, 0.5] and "converted" in said[0]
 
 
+@pytest.mark.parametrize("still", [[0, 0, 0], [1, 1, 1], [0.6, 0.75, 1]])
+def test_a_gripper_that_hardly_moves_is_converted_by_its_name_or_asked_for(tmp_path, still):
+    actions = ones(3)
+    actions[:, 6] = still
+    axes = ["x", "y", "z", "roll", "pitch", "yaw"]
+
+    def load(name, **options):
+        path = write_lerobot(tmp_path / name, [actions], names=[*axes, name])
+        (demo,) = load_demos(path, {"primary": 8}, {"primary": HAND}, cache=tmp_path / "cache", **options)
+        return demo.actions[:, 6].tolist(), demo.gripper_converted
+
+    opened = np.float32([2 * value - 1 for value in still])
+    assert load("gripper_open") == (pytest.approx(opened), True)
+    assert load("gripper_closed") == (pytest.approx(-opened), True)
+    with pytest.raises(UserError, match=f"(is always {still[0]}|from 0.6 to 1), where .*: say with config.gripper"):
+        load("gripper")
+    assert load("gripper", gripper="as_is") == (pytest.approx(still), False)
+
+
 @pytest.mark.parametrize(
     ("actions", "names", "reason"),
     [

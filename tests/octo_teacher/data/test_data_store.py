@@ -3,6 +3,7 @@
 import pickle
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from rpd_jax.errors import UserError
 
 DATASET = Path(__file__).parents[2] / "data" / "rlds" / "tiny_push" / "1.0.0"
 CAMERAS = {"primary": "image", "wrist": "wrist_image"}
+load = partial(load_demos, gripper="as_is")  # it is always 1 there, which nobody says the meaning of
 
 
 def test_frames_of_each_camera_at_their_size_at_random(tmp_path):
     read = []
-    demos = load_demos(DATASET, {"primary": 16, "wrist": 4}, CAMERAS, cache=tmp_path, on_episode=read.append)
+    demos = load(DATASET, {"primary": 16, "wrist": 4}, CAMERAS, cache=tmp_path, on_episode=read.append)
     assert read == [1, 2]
     for demo, source in zip(demos, read_demos(DATASET, CAMERAS), strict=True):
         assert demo.instruction == source.instruction
@@ -37,7 +39,7 @@ def test_a_store_is_found_again_and_a_changed_source_is_read_again(tmp_path):
 
     def episodes_read(**options):
         read = []
-        load_demos(source, {"primary": 16}, CAMERAS, cache=tmp_path / "cache", on_episode=read.append, **options)
+        load(source, {"primary": 16}, CAMERAS, cache=tmp_path / "cache", on_episode=read.append, **options)
         return len(read)
 
     assert [episodes_read(), episodes_read()] == [2, 0]
@@ -55,7 +57,7 @@ def test_a_broken_source_leaves_no_store(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     for _ in range(2):
         with pytest.raises(UserError, match="cut off in record 1"):
-            load_demos(source, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")
+            load(source, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -64,28 +66,28 @@ def test_without_room_nothing_is_left_and_the_same_call_goes_on(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as if the disk was full
     try:
         with pytest.raises(UserError, match=r"cannot be written to .*: make space or set config.cache"):
-            load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")
+            load(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "cache").iterdir()) == []
-    assert len(load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")) == 2
+    assert len(load(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "cache")) == 2
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written to .*file/cache \(Not a directory\)"):
-        load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "file" / "cache")
+        load(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path / "file" / "cache")
 
 
 def test_a_damaged_store_is_made_again(tmp_path):
-    load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path)
+    load(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path)
     (store,) = tmp_path.iterdir()
     for name, size in {"primary.u8": 100, "actions.npy": 40, "store.json": 9}.items():
         whole = (store / name).read_bytes()
         (store / name).write_bytes(whole[:size])
-        demos = load_demos(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path)
+        demos = load(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path)
         assert (store / name).read_bytes() == whole and len(demos) == 2
 
 
 def test_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere do not exist"):
-        load_demos(tmp_path / "nowhere", {"primary": 16}, cache=tmp_path)
+        load(tmp_path / "nowhere", {"primary": 16}, cache=tmp_path)
     with pytest.raises(UserError, match="none of the known kinds of demos"):
-        load_demos(tmp_path, {"primary": 16}, cache=tmp_path)
+        load(tmp_path, {"primary": 16}, cache=tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from configs.finetune_octo import get_config
 from octo_teacher.finetuning.adaptation import adapt_model
-from octo_teacher.finetuning.demos import closing_line, read_training_demos, why_no_teacher
+from octo_teacher.finetuning.demos import actions_of, closing_line, read_training_demos, why_no_teacher
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.errors import UserError
 from rpd_jax.run.console import Console
@@ -75,6 +75,17 @@ def test_other_actions_are_not_recommended(tmp_path, config, micro_octo, actions
     words = last_words(config, micro_octo)
     assert words.startswith("The model is in my runs/model; it cannot be a teacher of train.py: the actions of")
     assert reason in words and "--config.teacher.checkpoint" not in words
+
+
+def test_a_gripper_that_was_converted_is_told_as_signed(tmp_path, config):
+    """Half open and open, 0.2 and 1 after conversion: a teacher that looked at this range would convert it again."""
+    actions = uniform(7)
+    actions[:, 6] = [0.6, 1, 1]
+    config.demos = str(write_lerobot(tmp_path / "set", [actions], names=["x", "y", "z", "r", "p", "w", "gripper_open"]))
+    told = actions_of(read_training_demos(config, {"primary": 8}, Console()))
+    assert told == {"control_mode": None, "gripper": "signed", "unlike": ""}
+    config.gripper = "as_is"
+    assert actions_of(read_training_demos(config, {"primary": 8}, Console()))["gripper"] is None
 
 
 def test_a_model_without_a_camera_is_not_recommended(tmp_path, config, micro_octo):
