@@ -27,6 +27,8 @@ from octo_teacher.demos.room_on_disk import h5_in_memory, reserve, room_needed
 from rpd_jax.errors import UserError
 from rpd_jax.run.whole_file import sync, write_whole
 
+_HEADER = "header"  # what the json will say of all episodes, in each part
+
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
@@ -70,7 +72,7 @@ class DemoFile:
             source: "source_type" and "source_desc", as in ManiSkill's json.
 
         Raises:
-            UserError: the file is broken, or was recorded with other options.
+            UserError: the file is broken, or it or its parts were recorded with other options.
         """
         path = Path(path)
         if path.suffix != ".h5":
@@ -84,13 +86,7 @@ class DemoFile:
             path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _finish_merge(path)
-            recorded = read_json(path)
-            for key in ("env_info", CAMERA):
-                if recorded.get(key) != header[key]:
-                    raise UserError(
-                        f"{path} was recorded with {key} = {recorded.get(key)}, not {header[key]}: "
-                        "use the same options or another --output."
-                    )
+            _check_options(path, read_json(path), header, "use the same options or another --output")
         demos = cls(path, header, _read_entries(path) if path.exists() else [])
         with room_needed(demos._parts, "nothing was changed"):
             demos._parts.mkdir(exist_ok=True)
@@ -127,6 +123,7 @@ class DemoFile:
         }
         part = self._parts / f"{index}.h5"
         with h5_in_memory() as (file, memory):
+            file.attrs[_HEADER] = json.dumps(self._header)
             group = file.create_group(f"traj_{index}", track_order=True)
             group.attrs["episode"] = json.dumps(entry)
             _write_tree(group, {"obs": {"sensor_data": {CAMERA: {"rgb": episode.rgb}}}})
@@ -189,12 +186,25 @@ class DemoFile:
 
     def _adopt_parts(self) -> None:
         for part in self._part_files():
-            index = int(part.stem)
+            index, header = int(part.stem), None
             if index == len(self._entries):
                 with suppress(UserError), open_h5(part) as file, damage_named(part):
-                    self._entries.append(json.loads(file[f"traj_{index}"].attrs["episode"]))
+                    entry = json.loads(file[f"traj_{index}"].attrs["episode"])
+                    header = json.loads(file.attrs.get(_HEADER, "{}"))
+            if header is not None:
+                mend = f"use the same options or another --output, or remove {self._parts}"
+                _check_options(part, header, self._header, mend)
+                self._entries.append(entry)
             if index >= len(self._entries):  # after one that is missing or broken
                 part.unlink()
+
+
+def _check_options(path: Path, recorded: dict, header: dict, mend: str) -> None:
+    """Raises UserError unless what is in `path` was recorded as `header` says."""
+    for key in ("env_info", CAMERA, "source_type"):
+        if recorded.get(key) != header[key]:
+            found = recorded.get(key, "unknown")
+            raise UserError(f"{path} was recorded with {key} = {found}, not {header[key]}: {mend}.")
 
 
 def _finish_merge(path: Path) -> None:

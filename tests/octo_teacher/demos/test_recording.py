@@ -132,6 +132,30 @@ def test_episodes_survive_a_kill_before_they_are_merged(tmp_path):
     assert not (tmp_path / "demos.parts").exists()
 
 
+@pytest.mark.parametrize("merged", [0, 1])
+def test_parts_of_other_options_are_not_taken_over(tmp_path, merged):
+    """A killed recording left them; where there is a whole file, its json may have been replaced since."""
+    path, other = tmp_path / "demos.h5", CAMERA_INFO | {"mesh_detail": 0.5}
+    demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
+    for seed in range(2):
+        demos.add(fake_episode(seed))
+        if seed < merged:
+            demos.merge()
+            demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
+    del demos  # killed
+    if merged:
+        content = json.loads(path.with_suffix(".json").read_text()) | {CAMERA: other}
+        path.with_suffix(".json").write_text(json.dumps(content))
+    sentence = rf"{merged}.h5 was recorded with human_camera = .*'mesh_detail': 1.0}}, not .*, or remove .*demos.parts"
+    with pytest.raises(UserError, match=sentence):
+        DemoFile.open_for_append(path, ENV_INFO, other, SOURCE)
+    with h5py.File(tmp_path / "demos.parts" / f"{merged}.h5", "a") as part:
+        del part.attrs["header"]  # as older versions wrote them
+    with pytest.raises(UserError, match="was recorded with env_info = unknown"):
+        DemoFile.open_for_append(path, ENV_INFO, other, SOURCE)
+    assert len(list((tmp_path / "demos.parts").iterdir())) == 2 - merged
+
+
 def test_the_json_is_restored_from_the_h5(tmp_path):
     path = tmp_path / "demos.h5"
     demos = DemoFile.open_for_append(path, ENV_INFO, CAMERA_INFO, SOURCE)
