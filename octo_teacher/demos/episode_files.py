@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import shutil
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 import h5py
@@ -108,6 +109,25 @@ class DemoFile:
     def last_seed(self) -> int:
         """Returns the greatest reset seed in the file, -1 if it is empty."""
         return max((entry["episode_seed"] for entry in self._entries), default=-1)
+
+    def labels(self) -> Iterator[np.ndarray]:
+        """Yields the actions of all episodes, merged or not."""
+        with ExitStack() as stack:
+            merged = stack.enter_context(open_h5(self.path)) if self.path.exists() else {}
+            for index in range(len(self._entries)):
+                name, part = f"traj_{index}", self._parts / f"{index}.h5"
+                if name in merged:
+                    with damage_named(self.path, name):
+                        actions = merged[name]["actions"][:]
+                else:
+                    with open_h5(part) as file, damage_named(part, name):
+                        actions = file[name]["actions"][:]
+                yield actions
+
+    def leave(self) -> None:
+        """Leaves all as it was found, if nothing was added."""
+        with suppress(OSError):
+            self._parts.rmdir()
 
     def add(self, episode: Episode) -> None:
         """Stores one episode durably, as a part."""

@@ -81,7 +81,7 @@ def render(
 
     Raises:
         UserError: missing or malformed input, another control mode, values out of range, or an output that was made
-            with other options.
+            with other options or from other demos.
     """
     if rendering.episodes is not None and rendering.episodes < 1:
         raise UserError(f"--episodes={rendering.episodes} is not a positive number of episodes.")
@@ -94,6 +94,7 @@ def render(
     camera_info = {name: list(value) if isinstance(value, tuple) else value for name, value in camera_info.items()}
     source = {"source_type": "rendered", "source_desc": f"env_states of {Path(rendering.input).name}"}
     demos = DemoFile.open_for_append(rendering.output, env_info, camera_info, source)
+    _check_drawn(rendering, demos, names, header)
     wanted = names[: rendering.episodes]
     with merged_at_the_end(demos) as check_stop:
         first = len(demos)
@@ -156,6 +157,21 @@ def _find_episodes(rendering: Rendering, on_note: Callable[[str], None]) -> tupl
     return env_info, chosen, header
 
 
+def _check_drawn(rendering: Rendering, demos: DemoFile, names: list[str], header: Header) -> None:
+    """Raises UserError unless the output begins with the episodes `names` of the input, told by seeds and actions."""
+    path = Path(rendering.input)
+    with open_h5(path) as file:
+        for index, (entry, labels) in enumerate(zip(demos.entries, demos.labels(), strict=True)):
+            name = names[index] if index < len(names) else None
+            same = name is not None and entry["episode_seed"] == _seed(header, name)
+            if not same or not np.array_equal(labels, _labels(file[name], header, path)):
+                demos.leave()
+                raise UserError(
+                    f"{rendering.output}: traj_{index} was not drawn from what would be drawn there, "
+                    f"{name or 'nothing'} of {path}: use the same input and --keep-failures, or another --output."
+                )
+
+
 def _renderer(rendering: Rendering, names: list[str], header: Header) -> Callable[[int], Episode]:
     """Makes the environment and returns number in `names` -> drawn episode; called in a worker process."""
     from rpd_jax.envs.camera_task import CameraChange, make_task_env
@@ -189,10 +205,7 @@ def draw_episode(env, group: h5py.Group, header: Header, path: Path) -> Episode:
 
     started = time.perf_counter()
     name = group.name.lstrip("/")
-    entry, where = header.entries[number_of(name)], f"{path}: {name}"
-    seed = entry.get("episode_seed") or 0
-    actions = checked_actions(_dataset(group, "actions", path)[:], where)
-    actions = convert_control_mode(actions, header.control_mode_of(number_of(name)), where)
+    entry, seed, actions = header.entries[number_of(name)], _seed(header, name), _labels(group, header, path)
     # The seed decides what is no state, such as sizes and colours of objects.
     env.reset(seed=seed, options={"reconfigure": True})
     states = _read_states(env.unwrapped.get_state_dict(), group, len(actions) + 1, path)
@@ -213,6 +226,17 @@ def draw_episode(env, group: h5py.Group, header: Header, path: Path) -> Episode:
         env_states=states,
         steps=steps,
     )
+
+
+def _seed(header: Header, name: str) -> int:
+    return header.entries[number_of(name)].get("episode_seed") or 0
+
+
+def _labels(group: h5py.Group, header: Header, path: Path) -> np.ndarray:
+    """The actions of a trajectory in the tasks' control mode, float32 [T, 7]."""
+    name = group.name.lstrip("/")
+    actions = checked_actions(_dataset(group, "actions", path)[:], f"{path}: {name}")
+    return convert_control_mode(actions, header.control_mode_of(number_of(name)), f"{path}: {name}")
 
 
 def _read_states(wanted: dict, group: h5py.Group, count: int, path: Path) -> dict:

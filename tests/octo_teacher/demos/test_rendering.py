@@ -1,5 +1,6 @@
 """Demos are drawn again from their states: the same frames through the same camera, others from elsewhere."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from command_line import demos_command
 
-from octo_teacher.data.maniskill_files import CAMERA
+from octo_teacher.data.maniskill_files import CAMERA, number_of
+from octo_teacher.demos.episode_files import DemoFile, Episode
 from octo_teacher.demos.render import Rendering, _find_episodes, render
 from rpd_jax.errors import UserError
 
@@ -117,3 +119,43 @@ def test_what_is_not_drawn_is_said(tmp_path):
     assert "1 of 4 episodes have no step, so are not drawn (traj_3)" in said[1]
     _, names, _ = _find_episodes(Rendering(path, tmp_path / "out.h5", keep_failures=True), said.append)
     assert names == ["traj_0", "traj_1", "traj_2"]
+
+
+def write_input(path, count, seeds=0):
+    """Episodes without states; the second failed."""
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for index in range(count):
+            file[f"traj_{index}/actions"] = np.random.default_rng(index + seeds).uniform(-1, 1, (3, 7)).astype("f4")
+    entries = [{"episode_id": i, "episode_seed": i + seeds, "success": i != 1} for i in range(count)]
+    path.with_suffix(".json").write_text(json.dumps({"env_info": {"env_id": "PickCube-v1"}, "episodes": entries}))
+    return path
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_output_is_extended_only_with_the_input_that_it_was_drawn_from(tmp_path, killed):
+    source, output = write_input(tmp_path / "demos.h5", 3), tmp_path / "out.h5"
+    options = Rendering(source, output)
+    env_info, names, _ = _find_episodes(options, print)
+    camera = {"image_size": 128, "mesh_detail": 1.0}
+    drawn = DemoFile.open_for_append(output, env_info, camera, {"source_type": "rendered", "source_desc": ""})
+    frames = np.zeros((4, 128, 128, 3), np.uint8)
+    with h5py.File(source) as file:
+        for name in names:
+            actions = file[name]["actions"][:]
+            drawn.add(Episode(number_of(name), True, 0.0, 0.0, frames, {"actors": {}}, {"actions": actions}))
+    if not killed:
+        drawn.merge()
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    others, fewer = (write_input(tmp_path / name / "demos.h5", *n) for name, n in {"b": (3, 9), "c": (1,)}.items())
+    for other, at, name in (
+        (dataclasses.replace(options, keep_failures=True), 1, "traj_1"),
+        (Rendering(others, output), 0, "traj_0"),
+        (Rendering(fewer, output), 1, "nothing"),
+    ):
+        sentence = f"traj_{at} was not drawn from .* there, {name} of .*: use the same input and --keep-failures, or"
+        with pytest.raises(UserError, match=sentence):
+            render(other)
+    shutil.rmtree(tmp_path / "b"), shutil.rmtree(tmp_path / "c")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert len(render(options)) == 2  # nothing is left to be drawn
