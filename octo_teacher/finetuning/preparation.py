@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from octo_teacher.action_statistics import DEMOS_ACTIONS, FINETUNE_CONFIG
@@ -17,6 +18,7 @@ from octo_teacher.finetuning.octo_nano import create_octo_nano
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.errors import UserError
 from rpd_jax.run.console import Console
+from rpd_jax.run.json_file import read_object
 
 STATISTICS_FILE = "statistics.json"
 TEXT_FOLDER = "text"
@@ -58,7 +60,7 @@ def prepare(config: ConfigDict, workdir: Path, console: Console) -> Prepared:
     model = _initial_model(config, workdir)
     datasets = read_training_demos(config, _frame_sizes(model, config), console)
     parts = split_demos([demo for _, demos in datasets for demo in demos], config.held_out, config.seed)
-    statistics = _statistics(workdir, parts[0])
+    statistics = _statistics(workdir, parts[0], config.demos)
     model, notes = _adapt(model, config, len(statistics["action"]["mean"]))
     for note in notes:
         console.say(f"Not as in {config.init}: {note}.")
@@ -98,14 +100,29 @@ def _initial_model(config: ConfigDict, workdir: Path) -> OctoModel:
     return OctoModel.load_pretrained(config.init)
 
 
-def _statistics(workdir: Path, demos: list[Demo]) -> dict[str, Any]:
-    path = workdir / STATISTICS_FILE
+def _statistics(workdir: Path, demos: list[Demo], named: str) -> dict[str, Any]:
+    """Those of the training demos, as the run began with them; raises UserError if the demos are others by now."""
+    path, now = workdir / STATISTICS_FILE, action_statistics(demos)
     if not path.exists():
-        return action_statistics(demos)
+        return now
+    began = read_object(path, "this run began with it", "restore it or choose another --workdir")
+    if not _alike(began, now):
+        then, by_now = (f"{of.get('num_transitions')} steps of {of.get('num_trajectories')}" for of in (began, now))
+        what = "with other actions" if then == by_now else f"{then} episodes to train on then, {by_now} now"
+        raise UserError(
+            f"The demos of the run in {workdir} are no longer those that it began with ({what}): restore "
+            f"config.demos={named!r} or choose another --workdir."
+        )
+    return began
+
+
+def _alike(began: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two statistics are of the same actions, but for rounding."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore it or choose another --workdir.") from error
+        close = all(np.allclose(began["action"][name], now["action"][name], 1e-5, 1e-6) for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError):
+        return False
+    return close and all(began.get(name) == now[name] for name in ("num_transitions", "num_trajectories"))
 
 
 def _frame_sizes(model: OctoModel, config: ConfigDict) -> dict[str, int]:

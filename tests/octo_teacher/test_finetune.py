@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -331,6 +332,34 @@ def test_mistakes_are_named(settings, tmp_path, changes, message):
 def test_a_workdir_of_another_config_is_refused(settings, finished):
     with pytest.raises(UserError, match="batch_size: 4 there, 8 now"):
         finetune(make_config(settings, batch_size=8), finished)
+
+
+@pytest.mark.parametrize("change", ["more", "others"])
+def test_a_run_whose_demos_have_changed_is_refused(settings, finished, tmp_path, change):
+    """Whether there are more of them or other actions in as many steps."""
+    workdir, demos = shutil.copytree(finished, tmp_path / "run"), tmp_path / "demos.h5"
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    for ending in (".h5", ".json"):
+        shutil.copy(Path(settings["demos"]).with_suffix(ending), demos.with_suffix(ending))
+    config = make_config(settings, demos=str(demos))
+    written = json.loads((workdir / "config.json").read_text()) | {"demos": str(demos)}
+    (workdir / "config.json").write_text(json.dumps(written))
+    finetune(config, workdir)  # the same content under another name: nothing is left to do
+    before[workdir / "config.json"] = (workdir / "config.json").read_bytes()
+    with h5py.File(demos, "a") as file:
+        if change == "more":
+            file.copy("traj_0", "traj_4")
+            header = json.loads(demos.with_suffix(".json").read_text())
+            header["episodes"].append({"episode_id": 4})
+            demos.with_suffix(".json").write_text(json.dumps(header))
+        else:
+            for name in file:
+                file[name]["actions"][:] *= 0.5
+    what = "with other actions" if change == "others" else "18 steps of 3 episodes to train on then, 24 steps of 4 now"
+    with pytest.raises(UserError, match=rf"no longer those that it began with \({what}\): restore config.demos='.*'"):
+        finetune(config, workdir)
+    for path in ("statistics.json", "metrics.jsonl", "config.json"):
+        assert (workdir / path).read_bytes() == before[workdir / path]
 
 
 def test_a_run_of_before_some_fields_is_continued(settings, tmp_path):
