@@ -166,7 +166,14 @@ def decode_tensors(leaf: Leaf, values: Any, where: str) -> np.ndarray:
 def decode_frames(leaf: Leaf, values: Any, where: str) -> np.ndarray:
     """Decodes the frames of a camera, an image feature or a tensor, to uint8 [T, H, W, 3]."""
     if leaf.kind == "tensor":
-        return decode_tensors(leaf, values, where)
+        numbers = decode_tensors(leaf, values, where)
+        with np.errstate(invalid="ignore"):
+            frames = numbers.astype(np.uint8)  # a tf.train.Example holds them as int64
+        if not np.array_equal(frames, numbers):
+            raise UserError(
+                f"{where} holds other numbers than 0 to 255, as features.json declares: the file is damaged."
+            )
+        return frames
     if not isinstance(values, list):
         raise UserError(f"{where} holds numbers, where features.json declares images: the file is damaged.")
     return decode_images(values, where)

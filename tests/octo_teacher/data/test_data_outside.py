@@ -19,7 +19,7 @@ from demo_files import (
 
 from octo_teacher.data.left_out import Tally
 from octo_teacher.data.readers import action_meaning, format_of, read_demos
-from octo_teacher.data.store import load_demos
+from octo_teacher.data.store import load_demos, resize
 from rpd_jax.errors import UserError
 
 
@@ -247,6 +247,23 @@ def test_encoded_tensors_are_decoded_as_declared(tmp_path, encoding):
     write_rlds(tmp_path / "short", [[episode(ones(3), more=more)]], **declared)
     with pytest.raises(UserError, match=r"record 0: steps/action has values of 5 bytes, .* declares 56"):
         read(tmp_path / "short")
+
+
+@pytest.mark.parametrize("size", [8, 4])
+def test_frames_that_are_stored_as_numbers_become_bytes(tmp_path, size):
+    """Stored as they are, or resized."""
+    frames = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3))
+    declared = {"image": tensor(8, 8, 3, dtype="uint8")}
+    path = write_rlds(tmp_path / "set", [[episode(ones(3), more={"steps/observation/image": frames})]], **declared)
+    (demo,) = load_demos(path, {"primary": size}, cache=tmp_path / "cache", gripper="as_is")
+    assert demo.images["primary"][:].dtype == np.uint8
+    np.testing.assert_array_equal(demo.images["primary"][:], resize(frames.astype(np.uint8), size))
+    for wrong in (256, -1):
+        frames[1, 2, 3, 0] = wrong
+        more = {"steps/observation/image": frames}
+        path = write_rlds(tmp_path / str(wrong), [[episode(ones(3), more=more)]], **declared)
+        with pytest.raises(UserError, match=r"record 0: steps/observation/image holds other numbers than 0 to 255"):
+            load_demos(path, {"primary": size}, cache=tmp_path / "cache")
 
 
 def test_padding_instead_of_frames_is_left_out_and_said(tmp_path):
