@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from octo_teacher.data.chunks import ChunkSource
 from octo_teacher.data.episodes import Demo, action_statistics, split_demos
 from octo_teacher.finetuning.adaptation import adapt_model, camera_sizes
 from octo_teacher.finetuning.demos import actions_of, read_training_demos, why_no_teacher
-from octo_teacher.finetuning.octo_nano import create_octo_nano
+from octo_teacher.finetuning.octo_nano import TOKENS, create_octo_nano
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.errors import UserError
 from rpd_jax.run.console import Console
@@ -59,6 +60,8 @@ def prepare(config: ConfigDict, workdir: Path, console: Console) -> Prepared:
     """
     model = _initial_model(config, workdir)
     datasets = read_training_demos(config, _frame_sizes(model, config), console)
+    if config.modality != "image":
+        _check_told_apart(model, config, {demo.instruction for _, demos in datasets for demo in demos}, console)
     parts = split_demos([demo for _, demos in datasets for demo in demos], config.held_out, config.seed)
     statistics = _statistics(workdir, parts[0], config.demos)
     model, notes = _adapt(model, config, len(statistics["action"]["mean"]))
@@ -98,6 +101,27 @@ def _initial_model(config: ConfigDict, workdir: Path) -> OctoModel:
             jax.random.key(config.seed), workdir / TEXT_FOLDER, window=config.window, action_horizon=horizon
         )
     return OctoModel.load_pretrained(config.init)
+
+
+def _check_told_apart(model: OctoModel, config: ConfigDict, instructions: set[str], console: Console) -> None:
+    """Raises UserError, or says so of a given checkpoint, if its tokenizer makes one of several instructions."""
+    if model.text_processor is None:
+        return
+    texts = sorted({" ".join(text.lower().split()): text for text in sorted(instructions)}.values())
+    encoded = model.text_processor.encode(texts)
+    rows = np.asarray(encoded["input_ids"] if isinstance(encoded, Mapping) else encoded)
+    firsts: dict[bytes, str] = {}
+    for text, row in zip(texts, rows, strict=True):
+        first = firsts.setdefault(row.tobytes(), text)
+        if first != text:
+            what = f"The tokenizer of config.init={config.init!r} cannot tell {first!r} from {text!r}"
+            if config.init == "scratch":
+                raise UserError(
+                    f"{what}: octo-nano knows the words of the tasks' own instructions, and the first {TOKENS} of a "
+                    "sentence; fine-tune a published checkpoint, or train on demos of one of these instructions."
+                )
+            console.say(f"{what}: the model will take them for one.")
+            return
 
 
 def _statistics(workdir: Path, demos: list[Demo], named: str) -> dict[str, Any]:

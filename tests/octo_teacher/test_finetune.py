@@ -334,6 +334,19 @@ def test_a_workdir_of_another_config_is_refused(settings, finished):
         finetune(make_config(settings, batch_size=8), finished)
 
 
+def test_instructions_that_the_tokenizer_cannot_tell_apart_are_refused_or_said(settings, tmp_path, capsys):
+    actions = [np.random.default_rng(seed).uniform(-1, 1, (5, 7)).astype(np.float32) for seed in range(4)]
+    told = ("fold the towel", "Fold the  towel", "open the drawer", "push the cube")
+    demos = write_lerobot(tmp_path / "demos", actions, tasks=told)
+    changes = {"demos": str(demos), "held_out": 0.0, "steps": 2, "validate_every": 9}
+    what = "The tokenizer of config.init={!r} cannot tell 'fold the towel' from 'open the drawer': "
+    with pytest.raises(UserError, match=f"{what.format('scratch')}octo-nano knows the words of the tasks"):
+        finetune(make_config(settings, init="scratch", **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+    finetune(make_config(settings, **changes), tmp_path / "other")
+    assert f"{what.format(settings['init'])}the model will take them for one." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("change", ["more", "others"])
 def test_a_run_whose_demos_have_changed_is_refused(settings, finished, tmp_path, change):
     """Whether there are more of them or other actions in as many steps."""
