@@ -42,7 +42,7 @@ FINE_TUNING = RunKind(
 def finetune(config: ConfigDict, workdir: str | Path) -> Path:
     """Trains until `config.steps` and returns the folder of the model in the published layout.
 
-    `workdir` holds config.json, metrics.jsonl, TensorBoard events, checkpoints/ (parameters, optimiser, data position)
+    `workdir` holds config.json, metrics.jsonl, TensorBoard events, checkpoints/ (parameters, optimiser)
     and model/. A run found there continues from its last checkpoint, with the batches and random numbers that it would
     have had. SIGTERM and Ctrl-C save first.
 
@@ -92,9 +92,6 @@ class FineTuning:
         frozen = frozen_parameters(self.model.params, config.mode, config.optimizer.freeze_t5, config.frozen)
         optimizer = make_optimizer(self.schedule, config.optimizer, frozen)
         self.state = _initial_state(self.model.params, optimizer, config, devices)
-        self.batches = training_batches(
-            prepared.source, config.batch_size, config.seed, threads=config.data_threads, workers=config.data_workers
-        )
         self.train_step = make_train_step(self.model, optimizer, config, frozen, devices)
         self.validate = make_validation(self.model, prepared.held_out, config, devices)
         self.step = 0  # steps done
@@ -111,6 +108,14 @@ class FineTuning:
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.keep, progress_item="data")
         stack.callback(self.checkpoints.close)
         self._restore()
+        self.batches = training_batches(
+            prepared.source,
+            config.batch_size,
+            config.seed,
+            start=self.step,  # each step takes one
+            threads=config.data_threads,
+            workers=config.data_workers,
+        )
         self.log = MetricsLog(workdir, self.step + (self.row is None), counter="step", events=".")
         stack.callback(self.log.close)
         console.say(_summary(self, prepared, frozen))
@@ -203,8 +208,7 @@ class FineTuning:
         }
         self._refuse([name for name, tree in terms.items() if not _all_finite(tree)], self.step)
         losses = [float(loss) for loss in self.losses]
-        progress = {"batches": self.batches.get_state(), "row": self.row, "losses": losses}
-        self.checkpoints.save(self.step, self.state, progress)
+        self.checkpoints.save(self.step, self.state, {"row": self.row, "losses": losses})
         self._export()
         self.stop.unsaved = False
 
@@ -216,10 +220,8 @@ class FineTuning:
         if restored is None:
             return
         self.step, self.state, progress = restored
-        if "batches" not in progress:  # of an older version: the place in the data alone
-            progress = {"batches": progress, "row": None, "losses": []}
-        self.batches.set_state(progress["batches"])
-        self.row, self.losses = progress["row"], list(map(jnp.float32, progress["losses"]))
+        # Older versions wrote Grain's place in the data, at first that alone.
+        self.row, self.losses = progress.get("row"), list(map(jnp.float32, progress.get("losses", ())))
 
     def _refuse_what_diverged(self, wait: bool = True) -> None:
         """Ends the run if the loss or the gradient of a step was not finite.

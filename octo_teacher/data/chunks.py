@@ -98,19 +98,20 @@ class ChunkSource:
 
 
 def training_batches(
-    source: ChunkSource, batch_size: int, seed: int, *, threads: int = 2, workers: int = 0
+    source: ChunkSource, batch_size: int, seed: int, *, start: int = 0, threads: int = 2, workers: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Returns an endless Grain iterator of shuffled batches, reshuffled each epoch.
 
-    Its `get_state()` and `set_state(state)` continue exactly where another one with the same arguments stopped.
+    Which batches they are, and their order, is the same whatever the threads and workers.
     Entries are those of `ChunkSource.draw` with a leading batch axis; "instruction" is an array of str.
 
     Args:
+        start: batches to pass over, those that have been had.
         threads: that read ahead, in each process.
         workers: processes that make batches; 0 makes them in threads of this one, which is enough for stored frames.
     """
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(source.draw)
-    dataset = dataset.batch(batch_size).to_iter_dataset(
+    dataset = dataset.batch(batch_size)[start:].to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * max(threads, 1))
     )
     if workers:

@@ -106,13 +106,22 @@ def assert_same_run(workdir, finished):
     jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
 
 
-def test_a_run_of_the_version_before_that_was_killed_continues_as_if_it_had_not_been(settings, finished, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "workers"),
+    [
+        (None, 1),
+        ({"next_index": 3}, 0),
+        ({"batches": {"next_index": 3}, "row": None, "losses": []}, 2),
+    ],
+)
+def test_a_run_that_was_killed_continues_as_if_it_had_not_been(settings, finished, tmp_path, place, workers):
+    """Whatever the worker processes, also one of an older version, whose checkpoints held Grain's place in the data."""
     with pytest.raises(Killed):
         go(KilledInItsFifthStep, make_config(settings), tmp_path)
-    # Its checkpoints held the place in the data alone.
-    (file,) = (path for path in (tmp_path / "checkpoints" / "3" / "data").rglob("*") if "batches" in path.read_text())
-    file.write_text(json.dumps(json.loads(file.read_text())["batches"]))
-    finetune(make_config(settings), tmp_path)
+    if place is not None:
+        (file,) = (path for path in (tmp_path / "checkpoints/3/data").rglob("*") if "losses" in path.read_text())
+        file.write_text(json.dumps(place))
+    finetune(make_config(settings, data_workers=workers), tmp_path)
     assert_same_run(tmp_path, finished)
 
 
