@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rpd_jax.action_convention import ACTION_DIM
 from rpd_jax.errors import UserError
 
 
@@ -50,8 +51,8 @@ def split_demos(demos: Sequence[Demo], held_out: float, seed: int) -> tuple[list
 def action_statistics(demos: Sequence[Demo]) -> dict[str, Any]:
     """Returns statistics of one dataset in the form of a published dataset_statistics.json (lists of float).
 
-    {"action": {mean, std, max, min, p99, p01, mask}, "num_transitions", "num_trajectories"}; the mask is False for the
-    last dimension, the gripper, which is not normalised.
+    {"action": {mean, std, max, min, p99, p01, mask}, "num_transitions", "num_trajectories"}; the mask is False for what
+    is not normalised: the last of the tasks' seven numbers, the gripper, if it stays within -1 and 1.
     """
     actions = np.concatenate([demo.actions for demo in demos]).astype(np.float64)
     statistics = {
@@ -61,8 +62,10 @@ def action_statistics(demos: Sequence[Demo]) -> dict[str, Any]:
         "min": actions.min(axis=0),
         "p99": np.quantile(actions, 0.99, axis=0),
         "p01": np.quantile(actions, 0.01, axis=0),
-        "mask": np.arange(actions.shape[1]) < actions.shape[1] - 1,
+        "mask": np.ones(actions.shape[1], bool),
     }
+    if actions.shape[1] == ACTION_DIM and np.abs(actions[:, -1]).max() <= 1.0:
+        statistics["mask"][-1] = False
     return {
         "action": {name: value.tolist() for name, value in statistics.items()},
         "num_transitions": len(actions),

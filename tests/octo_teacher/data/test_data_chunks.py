@@ -47,10 +47,27 @@ def test_statistics_of_known_actions():
     # of 0, 1, 2: variance 2/3; the 99% quantile lies 0.98 of the way from 1 to 2
     for name, value in {"mean": 1.0, "std": (2 / 3) ** 0.5, "min": 0.0, "max": 2.0, "p99": 1.98, "p01": 0.02}.items():
         np.testing.assert_allclose(action[name], [value] * 7, rtol=1e-12)
-    assert action["mask"] == [True] * 6 + [False]
     json.dumps(statistics)
     normalised = normalize_actions(demos[1].actions, action)[0]
-    np.testing.assert_allclose(normalised, [1.5**0.5] * 6 + [2.0], rtol=1e-6)
+    np.testing.assert_allclose(normalised, [1.5**0.5] * 7, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "last", "normalised"),
+    [
+        (7, [-1.0, 1.0], [-1.0, 1.0]),  # a gripper of the tasks stays as it is
+        (7, [0.2, 1.0], [0.2, 1.0]),
+        (7, [0.0, 100.0], [-1.0, 1.0]),
+        (6, [0.0, 100.0], [-1.0, 1.0]),  # of a robot of five joints, degrees and percent
+        (8, [0.0, 1.0], [-1.0, 1.0]),
+    ],
+)
+def test_only_a_gripper_within_its_bounds_is_not_normalised(numbers, last, normalised):
+    actions = np.repeat(np.float32([[3.0], [5.0]]), numbers, axis=1)
+    actions[:, -1] = last
+    found = normalize_actions(actions, action_statistics([Demo({}, actions, "")])["action"])
+    np.testing.assert_allclose(found[:, -1], normalised, rtol=1e-6)
+    np.testing.assert_allclose(found[:, :-1], np.repeat([[-1.0], [1.0]], numbers - 1, axis=1), rtol=1e-6)
 
 
 def test_an_action_dimension_that_never_changes_is_normalised_to_zero():
