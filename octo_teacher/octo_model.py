@@ -215,7 +215,7 @@ class OctoModel:
         sample_shape: tuple[int, ...] = (),
         rng: jax.Array | None = None,
         temperature: float = 1.0,
-        noise: SamplingNoise | None = None,
+        noise: SamplingNoise | jax.Array | None = None,
     ) -> jax.Array:
         """Samples action chunks for the last timestep of each window.
 
@@ -229,7 +229,7 @@ class OctoModel:
             argmax, temperature: for discrete heads.
             sample_shape: leading shape of independent samples; the transformer runs once for all of them.
             rng: random key; key 0 if None.
-            noise: the random numbers of a diffusion head, in place of rng.
+            noise: the random numbers that the head samples with, in place of rng.
 
         Returns:
             float32 [*sample_shape, B, horizon, action_dim].

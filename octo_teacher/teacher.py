@@ -20,8 +20,8 @@ from octo_teacher.action_statistics import (
     read_statistics,
 )
 from octo_teacher.embedded import DEFAULT, find_checkpoint
-from octo_teacher.model.action_heads import SamplingNoise
-from octo_teacher.model.named_parts import DENOISING_HEADS, DiffusionActionHead, UNetDDPMActionHead
+from octo_teacher.model.action_heads import DiscreteActionHead, SamplingNoise
+from octo_teacher.model.named_parts import DENOISING_HEADS
 from octo_teacher.model.octo_module import OctoModule, Prefix
 from octo_teacher.model.tokenizers import ImageTokenizer, matching_keys
 from octo_teacher.octo_model import OctoModel
@@ -267,10 +267,13 @@ def cast_weights(params: Mapping[str, Any], dtype: Any) -> Mapping[str, Any]:
     return params if dtype == jnp.float32 else jax.tree_util.tree_map_with_path(cast, params)
 
 
-def frame_noise(
-    key: jax.Array, frames: jax.Array, num_samples: int, head: DiffusionActionHead | UNetDDPMActionHead
-) -> SamplingNoise:
-    """The random numbers with which frame number `frames[i]` is sampled; frames int [B]."""
+def frame_noise(key: jax.Array, frames: jax.Array, num_samples: int, head: Any) -> SamplingNoise | jax.Array | None:
+    """The random numbers with which frame number `frames[i]` is sampled, as `head` takes them; frames int [B]."""
+    if isinstance(head, DiscreteActionHead):
+        shape = (num_samples, head.action_horizon, head.action_dim, head.vocab_size)
+        return jax.vmap(lambda frame: jax.random.gumbel(jax.random.fold_in(key, frame), shape), out_axes=1)(frames)
+    if not isinstance(head, DENOISING_HEADS):
+        return None  # nothing is drawn
     steps, size = head.diffusion_steps, head.action_horizon * head.action_dim
 
     def draw(frame: jax.Array) -> jax.Array:
@@ -320,10 +323,6 @@ def _normalised_chunks(
     if rgb.shape[1:3] != tuple(image_size):
         resized = jax.image.resize(rgb.astype(jnp.float32), (batch, *image_size, 3), "bilinear", antialias=True)
         rgb = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
-    head = module.heads["action"]
-    noise = None
-    if isinstance(head, DENOISING_HEADS):
-        noise = frame_noise(key, start + jnp.arange(batch), num_samples, head)
     return module.apply(
         {"params": params},
         {camera: rgb[:, None]},
@@ -333,8 +332,7 @@ def _normalised_chunks(
         readout_only=True,
         sample_shape=(num_samples,),
         embodiment_action_dim=statistics.action_dim,
-        rng=jax.random.fold_in(key, start),
-        noise=noise,
+        noise=frame_noise(key, start + jnp.arange(batch), num_samples, module.heads["action"]),
         method="sample_actions",
     )
 

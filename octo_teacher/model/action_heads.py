@@ -237,13 +237,22 @@ class DiscreteActionHead(ActionHead):
         sample_shape: tuple[int, ...] = (),
         argmax: bool = False,
         temperature: float = 1.0,
+        noise: jax.Array | None = None,
         train: bool = False,
         **_: Any,
     ) -> jax.Array:
-        """Samples (argmax: picks the likeliest) actions of the last timestep, float32 [*S, B, horizon, action_dim]."""
+        """Samples (argmax: picks the likeliest) actions of the last timestep, float32 [*S, B, horizon, action_dim].
+
+        Args:
+            rng: key of the sampling, unless `noise` is given.
+            noise: Gumbel noise to sample with, float32 [*S, B, horizon, action_dim, vocab_size]: the bin of the
+                greatest logit / temperature + noise (Gumbel 1954).
+        """
         logits = self(outputs, train=train)[:, -1]
         if argmax:
             bins = jnp.broadcast_to(jnp.argmax(logits, axis=-1), (*sample_shape, *logits.shape[:-1]))
+        elif noise is not None:
+            bins = jnp.argmax(logits / temperature + noise, axis=-1)
         else:
             bins = jax.random.categorical(rng, logits / temperature, shape=(*sample_shape, *logits.shape[:-1]))
         return self._decode(bins)

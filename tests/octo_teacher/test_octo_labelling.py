@@ -1,5 +1,6 @@
 """OctoTeacher: the fast path gives what the plain model gives, whatever the chunks."""
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -65,6 +66,34 @@ def test_labels_do_not_depend_on_chunks_or_other_frames():
     together = OctoTeacher(model, dataset="toy_a", chunk_size=8)
     np.testing.assert_allclose(together.act(jnp.asarray(frames), "push", KEY, 2), one_by_one, atol=1e-5)
     np.testing.assert_allclose(together.act(frames[:3], "push", KEY, 2), one_by_one[:, :3], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "drawn"), [("DiscreteActionHead", True), ("TokenPerDimActionHead", True), ("MSEActionHead", False)]
+)
+def test_labels_of_heads_that_do_not_denoise_do_not_depend_on_chunks_either(micro_octo, head, drawn):
+    micro = OctoModel.load_pretrained(micro_octo)
+    config = copy.deepcopy(micro.config)
+    kwargs = {"readout_key": "readout_action", "action_horizon": 2}
+    if drawn:
+        kwargs |= {"low": -0.9, "high": 0.9, "vocab_size": 16}
+        config["model"]["readouts"]["action"] = 14  # a token for each of 2 x 7 numbers
+    config["model"]["heads"]["action"] |= {"name": head, "kwargs": kwargs}
+    model = OctoModel.from_config(
+        config,
+        micro.example_batch,
+        rng=KEY,
+        text_processor=micro.text_processor,
+        dataset_statistics=micro.dataset_statistics,
+        folder=micro_octo,
+    )
+    frames = make_frames(5, size=32)
+    together = OctoTeacher(model, chunk_size=8).act(frames, "push", KEY, 3)
+    one_by_one = OctoTeacher(model, chunk_size=2).act(frames, "push", KEY, 3)
+    np.testing.assert_allclose(together, one_by_one, atol=1e-5)
+    later = OctoTeacher(model, chunk_size=2).act(frames[3:], "push", KEY, 3, first_frame=3)
+    np.testing.assert_allclose(later, together[:, 3:], atol=1e-5)
+    assert (len(np.unique(np.asarray(together)[:, 0], axis=0)) > 1) == drawn  # samples differ, if they are any
 
 
 def test_key_and_instruction_decide():
