@@ -25,7 +25,7 @@ from octo_teacher.octo_model import OctoModel
 from rpd_jax.run.checkpoints import Checkpoints
 from rpd_jax.run.console import Console
 from rpd_jax.run.directory import RunKind, check_run, open_run
-from rpd_jax.run.ending import Diverged, saved_at_an_early_end, told_if_no_room
+from rpd_jax.run.ending import Diverged, saved_at_an_early_end, told_if_no_memory, told_if_no_room
 from rpd_jax.run.lock import hold
 from rpd_jax.run.metrics import MetricsLog
 from rpd_jax.run.stop import StopRequest
@@ -48,7 +48,7 @@ def finetune(config: ConfigDict, workdir: str | Path) -> Path:
 
     Raises:
         UserError: missing or malformed demos or checkpoint, a contradictory config, a workdir of another config or of
-            another process, or a full disk.
+            another process, a full disk, or no memory; the checkpoints before are kept.
         Diverged: the loss or the parameters are no longer finite; the checkpoints before it are kept.
         Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
@@ -120,6 +120,8 @@ class FineTuning:
         stack.callback(self.log.close)
         console.say(_summary(self, prepared, frozen))
 
+    # Outside of the saving at an early end: what a step was given may be gone with it.
+    @told_if_no_memory("while fine-tuning", "config.batch_size, or raise config.accumulate,")
     def run(self) -> Path:
         """Trains to the end; returns the folder of the model."""
         with saved_at_an_early_end(
