@@ -18,7 +18,8 @@ class ChunkSource:
 
     Example i: observation of a window that ends at its step, and at each step of the window the chunk of the following
     actions. Steps before the first repeat the first frame with `timestep_pad_mask` False; actions after the last repeat
-    the last with `action_pad_mask` False.
+    the last with `action_pad_mask` False. It is False too for actions of later steps than a goal image's: they are done
+    with the goal behind. (In the original both masks of actions end one step later, by its arithmetic of indices.)
 
     Args:
         demos: all with the same cameras.
@@ -77,7 +78,7 @@ class ChunkSource:
         window = step + np.arange(1 - self._window, 1)
         at = np.maximum(window, 0)
         chunk = at[:, None] + np.arange(self._horizon)
-        inside = chunk < len(actions)
+        inside = chunk <= (goal if by_image else len(actions) - 1)
         example = {
             "observation": {
                 **{f"image_{camera}": frames[at] for camera, frames in demo.images.items()},

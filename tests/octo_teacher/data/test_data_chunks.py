@@ -139,6 +139,20 @@ def test_a_multimodal_task_is_told_by_one_of_the_two():
     assert not np.array_equal(expected["by_image"], by_image)
 
 
+def test_actions_of_later_steps_than_the_goals_are_padding_where_an_image_tells_it():
+    source = ChunkSource([numbered_demo(9, offset=1)], IDENTITY, window=2, horizon=4, modality="multimodal")
+    rng = np.random.default_rng(0)
+    seen = {True: 0, False: 0}
+    for index in [*range(9)] * 10:
+        example = source.draw(index, rng)
+        by_image = bool(example["by_image"])
+        last = example["goal"]["image_primary"][0, 0, 0] if by_image else 9  # frames and actions count from 1
+        steps = example["observation"]["timestep"][:, None] + np.arange(4) + 1
+        np.testing.assert_array_equal(example["action_pad_mask"][..., 0], steps <= last)
+        seen[by_image] += (steps > last).any()
+    assert seen[True] > seen[False] > 0
+
+
 def test_an_unknown_modality_is_named():
     with pytest.raises(UserError, match="modality='smell'"):
         ChunkSource([numbered_demo(2)], IDENTITY, window=1, horizon=1, modality="smell")
