@@ -18,9 +18,11 @@ class DemoFormat:
         read: yields the episodes, one in memory at a time; takes the arguments of `readers.read_demos` after the path,
             counts in `tally` (a `left_out.Tally`) what it reads and leaves out, and closes it.
         action_meaning: what the dataset's metadata says of its actions.
+        resizes: whether `read` takes `sizes` too, and resizes each frame by `images.resize_frame` once it is decoded.
     """
 
     description: str
     recognises: Callable[[Path], bool]
     read: Callable[..., Iterator[Demo]]
     action_meaning: Callable[[Path], ActionMeaning]
+    resizes: bool = False

@@ -163,8 +163,11 @@ def decode_tensors(leaf: Leaf, values: Any, where: str) -> np.ndarray:
     return np.frombuffer(b"".join(steps), dtype).reshape(-1, *leaf.shape)
 
 
-def decode_frames(leaf: Leaf, values: Any, where: str) -> np.ndarray:
-    """Decodes the frames of a camera, an image feature or a tensor, to uint8 [T, H, W, 3]."""
+def decode_frames(leaf: Leaf, values: Any, where: str, size: int | None = None) -> np.ndarray:
+    """Decodes the frames of a camera, an image feature or a tensor, to uint8 [T, H, W, 3].
+
+    Encoded images are resized to `size`, if there is one. Raises UserError as `decode_tensors` does.
+    """
     if leaf.kind == "tensor":
         numbers = decode_tensors(leaf, values, where)
         with np.errstate(invalid="ignore"):
@@ -176,7 +179,7 @@ def decode_frames(leaf: Leaf, values: Any, where: str) -> np.ndarray:
         return frames
     if not isinstance(values, list):
         raise UserError(f"{where} holds numbers, where features.json declares images: the file is damaged.")
-    return decode_images(values, where)
+    return decode_images(values, where, size)
 
 
 def _raw(value: bytes, encoding: str, size: int, where: str) -> bytes:

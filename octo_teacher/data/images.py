@@ -41,13 +41,35 @@ def decode_image(encoded: bytes, where: str) -> np.ndarray:
         raise UserError(f"{where} holds something else than a PNG or JPEG image: the file is damaged.") from None
 
 
-def decode_images(encoded: Sequence[bytes], where: str) -> np.ndarray:
-    """Decodes the frames of an episode to uint8 [T, H, W, 3]; raises UserError that starts with `where`."""
-    images = []
+def decode_images(encoded: Sequence[bytes], where: str, size: int | None = None) -> np.ndarray:
+    """Decodes the frames of an episode to uint8 [T, H, W, 3]; raises UserError that starts with `where`.
+
+    Args:
+        encoded: a PNG or JPEG of each.
+        where: the file and the episode.
+        size: height and width to which each is resized before the next one is decoded; None leaves them as they are.
+    """
+    frames, shape = None, None
     for step, frame in enumerate(encoded):
         image = decode_image(frame, where)
-        if images and image.shape != images[0].shape:
-            sizes = " and ".join(f"{one.shape[1]}x{one.shape[0]}" for one in (images[0], image))
+        if shape not in (None, image.shape):
+            sizes = " and ".join(f"{one[1]}x{one[0]}" for one in (shape, image.shape))
             raise UserError(f"{where} has frames of {sizes} pixels, from step {step} on, in one episode.")
-        images.append(image)
-    return np.stack(images)
+        shape, image = image.shape, resize_frame(image, size)
+        frames = np.empty((len(encoded), *image.shape), np.uint8) if frames is None else frames
+        frames[step] = image
+    return frames
+
+
+def resize_frame(image: np.ndarray, size: int | None) -> np.ndarray:
+    """Resizes a frame uint8 [H, W, 3] to [size, size, 3] (Lanczos); None, or its own size, leaves it as it is."""
+    if size is None or image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes frames uint8 [T, H, W, 3] to [T, size, size, 3]; see `resize_frame`."""
+    if images.shape[1:3] == (size, size):
+        return images
+    return np.stack([resize_frame(image, size) for image in images])

@@ -24,6 +24,7 @@ def read_lerobot(
     instruction: str = "",
     split: str = "train",
     tally: Tally | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Iterator[Demo]:
     """Yields the episodes of a dataset.
 
@@ -33,6 +34,7 @@ def read_lerobot(
         instruction: said to the robot where the dataset names no task, or an empty one.
         split: of info.json's; see `splits.select`.
         tally: counts what is left out, and says it at the end.
+        sizes: model camera -> height and width to which its encoded frames are resized; None leaves them.
 
     Raises:
         UserError: a missing or malformed file, with its name and the key.
@@ -48,7 +50,7 @@ def read_lerobot(
     tables = _Tables(places)
     try:
         for number in chosen(select(split, shards, info.folder, tally), shards):
-            demo = _read(places[number], info, tables, names, videos, tasks, instruction, tally)
+            demo = _read(places[number], info, tables, names, videos, tasks, instruction, tally, sizes or {})
             if demo is not None:
                 tally.reads()
                 yield demo
@@ -98,8 +100,8 @@ class _Video:
         for place in (place.videos[name] for place in places):
             self._last_starts[place.file] = max(place.start, self._last_starts.get(place.file, place.start))
 
-    def read(self, episode: EpisodePlace, count: int) -> np.ndarray:
-        """The frames of an episode of `count` rows; raises UserError if there are fewer, or more."""
+    def read(self, episode: EpisodePlace, count: int, size: int | None) -> np.ndarray:
+        """The frames of an episode of `count` rows, resized to `size`; raises UserError if there are fewer, or more."""
         place = episode.videos[self._name]
         if place.end is not None and abs((place.end - place.start) * self._fps - count) >= 0.5:
             raise UserError(
@@ -107,7 +109,7 @@ class _Video:
                 f"which is not the {count} frames at {self._fps:g} per second of its {count} rows: copy the dataset "
                 "again."
             )
-        frames = self._reader.read(place.file, place.start, count)
+        frames = self._reader.read(place.file, place.start, count, size)
         if place.start == self._last_starts[place.file]:
             self._reader.expect_end()
         return frames
@@ -126,6 +128,7 @@ def _read(
     tasks: Mapping[int, str],
     instruction: str,
     tally: Tally,
+    sizes: Mapping[str, int],
 ) -> Demo | None:
     """One episode, None if it is left out."""
     table = tables.read(place, sorted(set(names.values()) - set(videos)))
@@ -144,12 +147,12 @@ def _read(
     images = {}
     for camera, key in names.items():
         if key in videos:
-            images[camera] = videos[key].read(place, len(actions))
+            images[camera] = videos[key].read(place, len(actions), sizes.get(camera))
         else:
             encoded = _encoded(table[key], f"{where}: {key}")
             if any(not frame for frame in encoded) and tally.leaves_out(Reason.PADDING, name):
                 return None
-            images[camera] = decode_images(encoded, f"{where}: {key}")
+            images[camera] = decode_images(encoded, f"{where}: {key}", sizes.get(camera))
     return Demo(images, actions, told)
 
 

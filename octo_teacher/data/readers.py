@@ -26,12 +26,14 @@ FORMATS = {
         lambda path: (path / "meta" / "info.json").is_file(),
         read_lerobot,
         lerobot_meaning,
+        resizes=True,
     ),
     "rlds": DemoFormat(
         "a folder with features.json (RLDS)",
         lambda path: (path / "features.json").is_file(),
         read_rlds,
         rlds_meaning,
+        resizes=True,
     ),
 }
 
@@ -70,6 +72,7 @@ def read_demos(
     split: str = "train",
     only_successful: bool = True,
     tally: Tally | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Iterator[Demo]:
     """Yields the episodes of a dataset of any known format, one in memory at a time.
 
@@ -82,13 +85,16 @@ def read_demos(
         split: see `splits.select`.
         only_successful: of ManiSkill files, leave out failed and overlong episodes.
         tally: counts what is left out; its lines go to the log without one.
+        sizes: model camera -> height and width to which its frames may be resized while they are read, where whole
+            episodes of decoded frames would be much memory; see `DemoFormat.resizes`.
 
     Raises:
         UserError: a missing or malformed file, with its name and the key.
     """
     known = _formats()[format_of(path)]
     tally = tally or Tally(keep=kept(only_successful))
-    return known.read(path, cameras, instruction=instruction, split=split, tally=tally)
+    more = {"sizes": sizes} if known.resizes else {}
+    return known.read(path, cameras, instruction=instruction, split=split, tally=tally, **more)
 
 
 def action_meaning(path: Path) -> ActionMeaning:

@@ -72,6 +72,7 @@ def read_rlds(
     instruction: str = "",
     split: str = "train",
     tally: Tally | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Iterator[Demo]:
     """Yields the episodes of one split.
 
@@ -81,6 +82,7 @@ def read_rlds(
         instruction: said to the robot where the dataset holds no instruction.
         split: in TFDS's own notation; see `splits.select`.
         tally: counts what is left out, and says it at the end.
+        sizes: model camera -> height and width to which its encoded frames are resized; None leaves them.
 
     Raises:
         UserError: a missing or malformed file, with its name and the key.
@@ -100,7 +102,7 @@ def read_rlds(
     spans = select(split, {name: [shard.count for shard in of] for name, of in shards.items()}, folder, tally)
     for name in dict.fromkeys(span.split for span in spans):
         check_whole(name, shards[name], folder)
-    record = _Record(features, action, names, told, instruction, tally)
+    record = _Record(features, action, names, told, instruction, tally, sizes or {})
     for span in spans:
         for shard, index, data in _records(shards[span.split], span):
             demo = record.read(data, f"{shard.path}, record {index}", f"record {index} of {shard.path.name}")
@@ -145,6 +147,7 @@ class _Record:
         told: the feature with the instruction, if there is one.
         instruction: said where that is missing.
         tally: counts what is left out.
+        sizes: model camera -> height and width of its frames.
     """
 
     features: Features
@@ -153,6 +156,7 @@ class _Record:
     told: str | None
     instruction: str
     tally: Tally
+    sizes: Mapping[str, int]
 
     def read(self, record: bytes, where: str, name: str) -> Demo | None:
         """The demo of one record, None if it is left out; `where` is for messages about it, `name` to be counted."""
@@ -178,7 +182,8 @@ class _Record:
         for camera, key in self.names.items():
             if len(actions) != _steps(values[key], self.features.leaves[key]):
                 raise UserError(f"{where}: {key} has {len(values[key])} images for {len(actions)} actions.")
-            images[camera] = decode_frames(self.features.leaves[key], values[key], f"{where}: {key}")
+            leaf = self.features.leaves[key]
+            images[camera] = decode_frames(leaf, values[key], f"{where}: {key}", self.sizes.get(camera))
         return Demo(images, actions, instruction)
 
     def _has_padding(self, values: Mapping[str, Any]) -> bool:

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from octo_teacher.data.actions import choose_gripper, convert_gripper
 from octo_teacher.data.episodes import Demo
+from octo_teacher.data.images import resize
 from octo_teacher.data.left_out import Tally, kept
 from octo_teacher.data.readers import action_meaning, read_demos, source_files
 from rpd_jax.errors import UserError
@@ -112,7 +112,7 @@ def load_demos(
         try:
             notes: list[str] = []
             tally = Tally(notes.append, keep=kept(only_successful))
-            demos = read_demos(source, cameras, instruction=instruction, split=split, tally=tally)
+            demos = read_demos(source, cameras, instruction=instruction, split=split, tally=tally, sizes=image_sizes)
             _write(scratch, source, demos, image_sizes, gripper, notes, on_episode, cache)
             with _writing(source, cache):
                 if _read_index(folder, image_sizes) is None:  # another run may have been faster
@@ -200,12 +200,3 @@ def _open(folder: Path, content: Mapping[str, Any], image_sizes: Mapping[str, in
         demos.append(Demo(images, actions[start : start + length], episode["instruction"], converted))
         start += length
     return demos
-
-
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Resizes frames uint8 [T, H, W, 3] to [T, size, size, 3] (Lanczos)."""
-    if images.shape[1:3] == (size, size):
-        return images
-    return np.stack(
-        [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)) for image in images]
-    )

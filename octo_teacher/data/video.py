@@ -7,7 +7,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
-from octo_teacher.data.images import MOST_PIXELS
+from octo_teacher.data.images import MOST_PIXELS, resize_frame
 from rpd_jax.errors import UserError
 
 
@@ -25,8 +25,14 @@ class FrameReader:
         self._next = 0
         self._size = (0, 0)
 
-    def read(self, path: Path, start: float, count: int) -> np.ndarray:
+    def read(self, path: Path, start: float, count: int, size: int | None = None) -> np.ndarray:
         """Returns the `count` frames from second `start` on, uint8 [count, H, W, 3].
+
+        Args:
+            path: the file.
+            start: seconds.
+            count: of frames.
+            size: height and width to which each is resized before the next one is decoded; None leaves them.
 
         Raises:
             UserError: the file is missing, no video, or too short.
@@ -36,15 +42,17 @@ class FrameReader:
         first = round(start * self._fps)
         if path != self._path or first < self._next:
             self._open(path)
-        frames = []
+        frames = None
         while self._next < first + count:
             frame = self._decode()
             if frame is None:
                 raise UserError(f"{path} has {self._next} frames; {first + count} are needed: copy it again.")
             if self._next >= first:
-                frames.append(np.frombuffer(frame, np.uint8).reshape(self._size[1], self._size[0], 3))
+                image = resize_frame(np.frombuffer(frame, np.uint8).reshape(self._size[1], self._size[0], 3), size)
+                frames = np.empty((count, *image.shape), np.uint8) if frames is None else frames
+                frames[self._next - first] = image
             self._next += 1
-        return np.stack(frames)
+        return frames
 
     def expect_end(self) -> None:
         """Raises UserError if the file goes on after the frames that were read last."""

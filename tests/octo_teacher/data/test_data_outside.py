@@ -17,9 +17,10 @@ from demo_files import (
     write_rlds,
 )
 
+from octo_teacher.data.images import resize
 from octo_teacher.data.left_out import Tally
 from octo_teacher.data.readers import action_meaning, format_of, read_demos
-from octo_teacher.data.store import load_demos, resize
+from octo_teacher.data.store import load_demos
 from rpd_jax.errors import UserError
 
 

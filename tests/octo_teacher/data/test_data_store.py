@@ -1,14 +1,22 @@
 """Stored demos are those of the source, are made once, and made again when the source changes."""
 
+import io
 import pickle
 import resource
 import shutil
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
+import imageio.v2 as imageio
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from demo_files import HAND, TOP, episode, write_lerobot, write_rlds
+from PIL import Image
 
+from octo_teacher.data.images import resize
 from octo_teacher.data.readers import read_demos
 from octo_teacher.data.store import load_demos
 from rpd_jax.errors import UserError
@@ -84,6 +92,38 @@ def test_a_damaged_store_is_made_again(tmp_path):
         (store / name).write_bytes(whole[:size])
         demos = load(DATASET, {"primary": 16}, CAMERAS, cache=tmp_path)
         assert (store / name).read_bytes() == whole and len(demos) == 2
+
+
+@pytest.mark.parametrize("kind", ["video", "encoded", "rlds"])
+def test_an_episode_is_never_whole_in_memory_before_it_is_resized(tmp_path, kind):
+    actions = np.random.default_rng(0).uniform(-1, 1, (60, 7)).astype(np.float32)
+    rows, columns = np.mgrid[:480, :640, :1][:2]
+    frames = np.uint8([(rows // 2 + step * np.arange(1, 4) + columns // 3) % 256 for step in range(60)])
+    buffers = [io.BytesIO() for _ in frames]
+    for frame, buffer in zip(frames, buffers, strict=True):
+        Image.fromarray(frame).save(buffer, "png")
+    encoded, camera, name = [buffer.getvalue() for buffer in buffers], HAND, "set"
+    if kind == "rlds":
+        write_rlds(tmp_path / name, [[episode(actions, more={"steps/observation/image": encoded})]])
+        camera = "image"
+    else:
+        write_lerobot(tmp_path / name, [actions], video=True)
+        (table,) = (tmp_path / name / "data").rglob("*.parquet")
+        columns = pq.read_table(table).to_pydict() | {HAND: [{"bytes": frame, "path": None} for frame in encoded]}
+        pq.write_table(pa.table(columns), table)
+    if kind == "video":
+        (file,), camera = (tmp_path / name / "videos").rglob("*.mp4"), TOP
+        imageio.mimwrite(file, frames, fps=10, codec="libx264", macro_block_size=1, output_params=["-qp", "0"])
+    (whole,) = read_demos(tmp_path / name, {"primary": camera})
+    assert whole.images["primary"].shape == frames.shape
+    expected = resize(whole.images["primary"], 16)
+    del whole
+    tracemalloc.start()
+    (demo,) = load_demos(tmp_path / name, {"primary": 16}, {"primary": camera}, cache=tmp_path / "cache")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(demo.images["primary"][:], expected)
+    assert peak < frames.nbytes / 4
 
 
 def test_something_else_is_refused(tmp_path):
