@@ -50,9 +50,7 @@ SETTINGS: dict[str, Check] = {
     "optimizer.clip_norm": number(1e-6, 10**6),
     "optimizer.freeze_t5": flag(),
     "augment.enabled": flag(),
-    "augment.crop_scale": several(
-        number(above=0, high=1), "must be two areas in (0, 1], such as (0.8, 1.0).", length=2
-    ),
+    "augment.crop_scale": _AREAS,
     "augment.crop_ratio": _FACTORS,
     "augment.shift": whole(0, 4096),
     "augment.brightness": number(0, 1),
@@ -90,6 +88,13 @@ RELATIONS: tuple[tuple[Callable[[ConfigDict, int], bool], str], ...] = (
     (
         lambda c, _: bool(c.eval.every) and not eval_tasks(c),
         "config.eval.every is set but config.eval.tasks is empty: name tasks, separated by commas.",
+    ),
+    *(
+        (
+            lambda c, _, name=name: c.augment[name][0] > c.augment[name][1],
+            f"config.augment.{name}={{c.augment.{name}}} must not go down: write the lesser of the two first.",
+        )
+        for name in ("crop_scale", "crop_ratio", "contrast", "saturation")
     ),
 )
 

@@ -49,6 +49,17 @@ def test_a_value_that_cannot_work_is_refused_by_name(field, value):
         check_config(config)
 
 
+@pytest.mark.parametrize("name", ["crop_scale", "crop_ratio", "contrast", "saturation"])
+def test_a_range_that_goes_down_is_refused(name):
+    config = get_config()
+    config.augment[name] = (0.8, 0.8)
+    check_together(config, 1)
+    config.augment[name] = (1.0, 0.8)
+    check_config(config)
+    with pytest.raises(UserError, match=rf"config\.augment\.{name}=\(1.0, 0.8\) must not go down: write the lesser of"):
+        check_together(config, 1)
+
+
 def test_a_config_may_name_more_cameras():
     config = get_config()
     config.cameras.third = "left"
