@@ -9,10 +9,6 @@ import numpy as np
 from rpd_jax.envs.vector_env import Step
 from rpd_jax.learning.learner import Learner
 
-# Frames of ended episodes whose value is computed in one call; a fixed size, so that it compiles once.
-_BATCH = 32
-
-
 class FinalValues(Protocol):
     """Sees a rollout step by step."""
 
@@ -25,14 +21,17 @@ class FinalValues(Protocol):
 
 def final_values(learner: Learner, params: dict, state: jax.Array | np.ndarray) -> FinalValues:
     """What is to see a rollout of environments whose arrays are of the kind of `state`, NumPy's or JAX's."""
-    return (_OnHost if isinstance(state, np.ndarray) else _OnDevice)(learner, params)
+    return _OnHost(learner, params, len(state)) if isinstance(state, np.ndarray) else _OnDevice(learner, params)
 
 
 class _OnHost:
-    """Keeps the last observations of ended episodes alone, and values them together after the rollout."""
+    """Keeps the last observations of ended episodes alone, and values them together after the rollout.
 
-    def __init__(self, learner: Learner, params: dict):
-        self._learner, self._params = learner, params
+    As many at a time as there are environments: the program is that of a rollout's last observations then.
+    """
+
+    def __init__(self, learner: Learner, params: dict, num_envs: int):
+        self._learner, self._params, self._num_envs = learner, params, num_envs
         self._ended: list[np.ndarray] = []
         self._frames: list[np.ndarray] = []
         self._states: list[np.ndarray] = []
@@ -47,13 +46,13 @@ class _OnHost:
     def stacked(self) -> np.ndarray:
         ended = np.stack(self._ended)
         values = np.zeros(ended.shape, np.float32)
-        batches = [self._batch(begin) for begin in range(0, len(self._states), _BATCH)]
+        batches = [self._batch(begin) for begin in range(0, len(self._states), self._num_envs)]
         if batches:
             values[ended] = np.concatenate(batches)[: len(self._states)]
         return values
 
     def _batch(self, begin: int) -> np.ndarray:
-        rows = np.minimum(np.arange(begin, begin + _BATCH), len(self._states) - 1)
+        rows = np.minimum(np.arange(begin, begin + self._num_envs), len(self._states) - 1)
         rgb = np.stack([self._frames[row] for row in rows]) if self._frames else None
         return np.asarray(self._learner.value(self._params, rgb, np.stack([self._states[row] for row in rows])))
 
