@@ -30,7 +30,8 @@ from rich.table import Table
 from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
 from rpd_jax.errors import UserError
-from rpd_jax.run.whole_file import check_can_write, write_json
+from rpd_jax.markdown import markdown_table
+from rpd_jax.run.whole_file import check_can_write, write_json, write_whole
 
 # Each setting with its values, and with those of --quick.
 ROWS = {
@@ -50,6 +51,7 @@ _QUICK |= {"distill.replay": 512, "distill.replay_batch": 16, "distill.replay_co
 # What sentences hold that say that a machine has no room for a setting; the last one's, that a worker was killed.
 _NO_ROOM = ("error: Memory ran out", "error: The frames that a device keeps take", "(if memory ran out, lower env.")
 _STAGES = ("simulate+render", "student acts", "label", "update")
+_COLUMNS = (*_STAGES, "total", "ms/frame", "order", "peak MiB", "order")
 
 _CONFIG = flags.DEFINE_string("config", "configs/push_cube_sparse.py", "The settings: a file of configs/.")
 _OUTPUT = flags.DEFINE_string("output", "growth", "Folder for growth.json and growth.png.", short_name="o")
@@ -129,24 +131,35 @@ def main() -> None:
         found[name] = grown(name, chosen or list(ROWS[name][_QUICK_MODE.value]), console)
         write_json(output / "growth.json", found)
     for name, rows in found.items():
-        console.print(_table(name, rows))
+        table = Table(name, *_COLUMNS, title=f"{name}: seconds of an iteration", box=box.SIMPLE)
+        for cells in _cells(rows):
+            table.add_row(*cells)
+        console.print(table)
+    write_whole(output / "growth.md", tables(found))
     plot(found, output / "growth.png")
-    console.print(f"Written: {output / 'growth.json'}, {output / 'growth.png'}", markup=False)
+    written = ", ".join(str(output / f"growth.{ending}") for ending in ("json", "md", "png"))
+    console.print(f"Written: {written}", markup=False)
 
 
-def _table(name: str, rows: list[dict]) -> Table:
-    title = f"{name}: seconds of an iteration"
-    table = Table(name, *_STAGES, "total", "ms/frame", "order", "peak MiB", "order", title=title, box=box.SIMPLE)
-    for row, time_order, memory_order in zip(rows, orders(rows, "seconds"), orders(rows, "peak_mib"), strict=True):
+def tables(found: dict[str, list[dict]]) -> str:
+    """Markdown: a table of each setting, its rows as `grown` gives them."""
+    return "\n\n".join(markdown_table((f"`{name}`", *_COLUMNS), _cells(rows)) for name, rows in found.items()) + "\n"
+
+
+def _cells(rows: list[dict]) -> list[tuple[str, ...]]:
+    """What `_COLUMNS` say of each row, its value before it."""
+    cells = []
+    for row, *powers in zip(rows, orders(rows, "seconds"), orders(rows, "peak_mib"), strict=True):
+        value = f"{row['value']:g}"
         if "seconds" not in row:
-            table.add_row(f"{row['value']:g}", *[""] * len(_STAGES), "no room")
+            cells.append((value, *[""] * len(_STAGES), "no room", *[""] * 4))
             continue
         stages = [f"{row['stages'][stage]:.2f}" for stage in _STAGES]
         cost = f"{row['seconds'] / row['frames'] * 1e3:.1f}"
-        powers = ["" if math.isnan(order) else f"{order:.2f}" for order in (time_order, memory_order)]
-        memory = f"{row['peak_mib']:.0f}"
-        table.add_row(f"{row['value']:g}", *stages, f"{row['seconds']:.2f}", cost, powers[0], memory, powers[1])
-    return table
+        time_order, memory_order = ("" if math.isnan(power) else f"{power:.2f}" for power in powers)
+        total, memory = f"{row['seconds']:.2f}", f"{row['peak_mib']:.0f}"
+        cells.append((value, *stages, total, cost, time_order, memory, memory_order))
+    return cells
 
 
 def plot(found: dict[str, list[dict]], path: Path) -> None:
@@ -165,6 +178,7 @@ def plot(found: dict[str, list[dict]], path: Path) -> None:
         for axes in column:
             axes.set_ylim(bottom=0.0)
             axes.set_xlim(left=0.0)
+            axes.locator_params(axis="x", nbins=5)
     grid[0, 0].set_ylabel("s / iteration")
     grid[1, 0].set_ylabel("peak GiB, all processes")
     grid[0, 0].legend(fontsize=7)

@@ -9,6 +9,7 @@ import numpy as np
 from rpd_jax.envs.vector_env import Step
 from rpd_jax.learning.learner import Learner
 
+
 class FinalValues(Protocol):
     """Sees a rollout step by step."""
 

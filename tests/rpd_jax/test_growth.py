@@ -60,6 +60,7 @@ def test_a_quick_row(tmp_path, micro_octo):
         assert row["seconds"] == pytest.approx(sum(row["stages"].values())) and row["seconds"] > 0
         assert 500 < row["peak_mib"] < 5000  # JAX and the simulator's worker
     assert (tmp_path / "growth.png").stat().st_size > 0
+    assert (tmp_path / "growth.md").read_text().count("\n|") == 3  # under a head, two values
     assert "peak MiB" in outcome.stdout
 
 
