@@ -19,26 +19,35 @@ _UNREADABLE = "Encountered error while reading array"
 
 
 @contextlib.contextmanager
+def late_traces_dropped() -> Iterator[None]:
+    """Drops the stack traces of coroutines that Orbax leaves where the `with` block fails.
+
+    After a failure for good: some come when the process ends.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None if _is_left_behind(unraisable.exc_value) else hook(unraisable)
+    yield
+    sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
 def reading() -> Iterator[None]:
     """Raises the cause where Orbax says by a bare Exception that it cannot read an array in the `with` block.
 
-    It says so of one array; of others it leaves coroutines that tell by stack traces, some when the process ends. They
-    are dropped after a failure, for good.
+    It says so of one array, and of others by `late_traces_dropped`.
 
     Raises:
         ValueError: a file of the array is damaged or missing.
         MemoryError: there was none for it.
     """
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: None if _is_left_behind(unraisable.exc_value) else hook(unraisable)
-    try:
-        yield
-    except Exception as error:
-        cause = error.__cause__
-        if type(error) is not Exception or not isinstance(cause, Exception):
-            raise
-        raise (MemoryError if out_of_memory(cause) else ValueError)(str(cause)) from error
-    sys.unraisablehook = hook
+    with late_traces_dropped():
+        try:
+            yield
+        except Exception as error:
+            cause = error.__cause__
+            if type(error) is not Exception or not isinstance(cause, Exception):
+                raise
+            raise (MemoryError if out_of_memory(cause) else ValueError)(str(cause)) from error
 
 
 def _is_left_behind(error: BaseException | None) -> bool:

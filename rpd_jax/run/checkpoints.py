@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from rpd_jax.errors import UserError, no_room
 from rpd_jax.run import processes
-from rpd_jax.run.branches import DAMAGE, read_branch, reading
+from rpd_jax.run.branches import DAMAGE, late_traces_dropped, read_branch, reading
 from rpd_jax.run.row_files import RowFiles, Rows, Span, check_complete
 
 # The folder of the rows of all checkpoints, beside them.
@@ -316,14 +315,10 @@ def _silent_orbax() -> Iterator[None]:
     The traces are dropped; after a failure for good, since they still come when the process ends.
     """
     levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
-    hook = sys.unraisablehook
     for name in levels:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda unraisable: (
-        None if "Event loop is closed" in str(unraisable.exc_value) else hook(unraisable)
-    )
-    yield
-    sys.unraisablehook = hook
+    with late_traces_dropped():
+        yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
 
