@@ -3,10 +3,10 @@
 Settings change with --config.FIELD=VALUE. The same command continues a run that was stopped.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import os
 

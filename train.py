@@ -4,10 +4,10 @@ The same command continues a run that was stopped. --first_stages=RUN takes the 
 same in another run from there.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import os
 

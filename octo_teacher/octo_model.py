@@ -73,7 +73,7 @@ class OctoModel:
             module=module,
             config=checkpoint.config,
             text_processor=load_text_processor(checkpoint.config.get("text_processor"), checkpoint.folder),
-            params=jax.tree.map(jnp.asarray, params),
+            params=jax.device_put(params),
             example_batch=checkpoint.example_batch,
             dataset_statistics=checkpoint.dataset_statistics,
             assets=checkpoint.assets,

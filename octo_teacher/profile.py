@@ -10,10 +10,10 @@ row of its own.
 thread of the CPU.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import dataclasses
 import json

@@ -223,7 +223,7 @@ class OctoTeacher(Teacher):
         for tokenizer in self.model.module.octo_transformer.observation_tokenizers.values():
             wanted |= set(tokenizer.task_film_keys) if isinstance(tokenizer, ImageTokenizer) else set()
         flags = {key: tasks["pad_mask_dict"][key] for key in wanted}
-        return jax.tree.map(jnp.asarray, {**{key: tasks[key] for key in wanted}, "pad_mask_dict": flags})
+        return jax.device_put({**{key: tasks[key] for key in wanted}, "pad_mask_dict": flags})
 
     def _arguments(self, instruction: str, num_samples: int) -> tuple[Any, ...]:
         if instruction not in self._prefixes:
@@ -340,7 +340,7 @@ def _normalised_chunks(
 def _rows(rgb: jax.Array | np.ndarray, start: int, size: int) -> jax.Array:
     """Rows start .. start + size of rgb, its last row repeated beyond its end."""
     if isinstance(rgb, np.ndarray):
-        return jnp.asarray(rgb[np.minimum(np.arange(start, start + size), len(rgb) - 1)])
+        return jax.device_put(rgb[np.minimum(np.arange(start, start + size), len(rgb) - 1)])
     return rgb if start == 0 and size == len(rgb) else _device_rows(rgb, start, size)
 
 

@@ -7,10 +7,10 @@ position too ("published"). All lines take turns, and are compared with the larg
 Second table: what it takes to carry a batch to a worker and to hear back, beside a memcpy of the same bytes.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import dataclasses
 import json

@@ -4,10 +4,10 @@ Python, JAX and its devices, PyTorch, rendering (one frame, in a process of its 
 Each line says what to do where something is wrong; exit status 1 if training cannot work.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import dataclasses
 import importlib.metadata

@@ -8,10 +8,10 @@ checkpoint is embedded. Leaves each part's output in a file of its own, `gpu_che
 prints a table. `--tiny` runs every part with small sizes, on a CPU too: then the command itself is checked.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import dataclasses
 import json

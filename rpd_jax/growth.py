@@ -9,10 +9,10 @@ time of an iteration, and the memory, grew since the row before: 1 is linear, 0 
 has no room for is a row without numbers. Iterations are of --rollout_steps steps of each environment.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import itertools
 import json

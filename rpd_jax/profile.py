@@ -9,10 +9,10 @@ processor time per second, of this process and of the environments' workers: on 
 whether a stage computes or waits. The update's arithmetic is compared with the device's rate in large matrix products.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import contextlib
 import json

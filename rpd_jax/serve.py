@@ -9,10 +9,10 @@ as in train.py. Other machines reach it only with another --host, which needs an
 RPD_POLICY_API_KEY. A trainer there uses --config.teacher.name=openpi --config.teacher.address=ws://HOST:PORT.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import os
 

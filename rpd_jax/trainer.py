@@ -256,7 +256,7 @@ class Trainer:
                 self.state, position, config.ppo.rollout_steps, keys, labelled, clock, self.stop.check, guidance
             )
             self._refuse(stage.learner.nonfinite_input(frames))
-        lost = float((~frames.valid).sum())
+        lost = float((~jax.device_get(frames.valid)).sum())
         self.state, metrics = stage.update(self.state, frames, keys, coefficients, clock)
         with processes.together():
             self._refuse(stage.learner.nonfinite_term(metrics))

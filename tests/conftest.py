@@ -16,6 +16,8 @@ import psutil
 import pytest
 from jaxtyping import install_import_hook
 
+gc.disable()  # while the files of tests are imported: all of that stays
+
 # What one process of the tests has compiled the others load: those of pytest-xdist, train.py's, Octo's. A folder of
 # this session alone: programs compiled on another machine, for its processor, are none to trust numbers to.
 _CACHE = None
@@ -38,7 +40,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.set_threshold(50_000, 20, 20)  # JAX makes that many objects while it traces one program
+    gc.set_threshold(50_000, 20, 20)  # as commands have it (rpd_jax/command/start.py)
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

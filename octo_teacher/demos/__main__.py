@@ -7,10 +7,10 @@
 record and render extend --output if it exists; a call that was stopped continues with the same command.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import shlex
 import sys

@@ -1,6 +1,7 @@
 """One rollout: the student steps all environments."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,9 @@ from rpd_jax.acting.guide import ACTORS, Guide
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.learning.learner import Learner
 from rpd_jax.learning.rollout import Rollout
+
+# Bytes: where the memory of an array on the CPU begins, as XLA wants it.
+_ALIGNMENT = 64
 
 
 @dataclasses.dataclass
@@ -109,19 +113,20 @@ def rollout(
         position = Position(step.rgb, step.state, ended | ~step.valid, actors)
     columns = {name: _stacked(column) for name, column in rows.items()}
     dones, values_of_ended = cut_lost_steps(columns["dones"], columns["values"], finals.stacked(), columns["valid"])
+    rewards, dones, next_done = _floats(columns["rewards"], dones, position.done)
     collected = Rollout(
         rgb=frames.stacked() if drawn else None,
-        state=jnp.asarray(columns["state"]),
+        state=jax.device_put(columns["state"]),
         actions=columns["actions"],
         logprobs=columns["logprobs"],
         values=columns["values"],
-        rewards=jnp.asarray(columns["rewards"], jnp.float32),
-        dones=jnp.asarray(dones, jnp.float32),
-        next_done=jnp.asarray(position.done, jnp.float32),
+        rewards=rewards,
+        dones=dones,
+        next_done=next_done,
         next_value=learner.value(params, position.rgb, position.state),
         final_values=values_of_ended,
         teacher_actions=None,
-        valid=jnp.asarray(columns["valid"]),
+        valid=jax.device_put(columns["valid"]),
     )
     return collected, position, _episodes(columns, ACTORS if guide else ACTORS[:1])
 
@@ -143,6 +148,11 @@ def _beside(state: jax.Array | np.ndarray, array: np.ndarray) -> jax.Array | np.
 
 def _stacked(rows: list[jax.Array] | list[np.ndarray]) -> jax.Array | np.ndarray:
     return np.stack(rows) if isinstance(rows[0], np.ndarray) else jnp.stack(rows)
+
+
+@jax.jit
+def _floats(*arrays: jax.Array | np.ndarray) -> tuple[jax.Array, ...]:
+    return tuple(array.astype(jnp.float32) for array in arrays)
 
 
 @jax.jit
@@ -183,7 +193,7 @@ class _FrameBuffer:
     def add(self, rgb: np.ndarray | jax.Array) -> None:
         if isinstance(rgb, np.ndarray):
             if self._buffer is None:
-                self._buffer = np.empty((self._num_steps, *rgb.shape), np.uint8)
+                self._buffer = _aligned_bytes((self._num_steps, *rgb.shape))
             self._buffer[self._t] = rgb
             self._t += 1
         elif self._buffer is None:
@@ -192,7 +202,14 @@ class _FrameBuffer:
             self._buffer, self._t = _next_frame(self._buffer, self._t, rgb)
 
     def stacked(self) -> jax.Array:
-        return jnp.asarray(self._buffer)
+        return jax.device_put(self._buffer)
+
+
+def _aligned_bytes(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8, not filled in, where JAX takes them as they lie: those that begin elsewhere it copies."""
+    memory = np.empty(math.prod(shape) + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + math.prod(shape)].reshape(shape)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -1,6 +1,7 @@
 """How long an iteration will take, from a short measurement on this machine."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ def estimate_seconds(stage: Stage, check_stop: Callable[[], None] = lambda: None
     return (seconds["simulate+render"] + seconds["label"]) * num_steps / _STEPS + seconds["update"]
 
 
+@partial(jax.jit, static_argnums=1)
 def _stretch(short: Rollout, num_steps: int) -> Rollout:
     """Repeats a short rollout in time until it has `num_steps` steps."""
     steps = np.arange(num_steps) % _STEPS

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rpd_jax.learning.replay import Replay
@@ -57,7 +56,7 @@ def refilled(replay: Replay, saved: dict[str, int], checkpoints: Checkpoints) ->
         pairs = zip(rings[name], _shards(array), strict=True)
         shards = [jax.device_put(ring, shard.device) for ring, shard in pairs]
         arrays[name] = jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
-    count = jax.device_put(jnp.asarray(saved["count"], jnp.int32), replay.count.sharding)
+    count = jax.device_put(np.int32(saved["count"]), replay.count.sharding)
     return replay.replace(count=count, **arrays)
 
 
@@ -87,7 +86,7 @@ def read_replay(checkpoint: Path, *names: str) -> dict[str, jax.Array]:
                 ring[:, slots] = rows
         arrays = {name: ring.reshape(-1, *ring.shape[2:]) for name, ring in rings.items()}
         arrays["count"] = np.asarray(saved["count"], np.int32)
-        return {name: jnp.asarray(arrays[name]) for name in names}
+        return jax.device_put({name: arrays[name] for name in names})
     except DAMAGE as error:
         raise unreadable(checkpoint, error) from error
 
@@ -109,11 +108,16 @@ def _read(arrays: dict[str, jax.Array], ring: int, start: int, end: int) -> dict
     slots = np.arange(start, end) % ring
 
     def read(array: jax.Array) -> jax.Array:
-        shards = [shard.data[slots] for shard in _shards(array)]
+        shards = [_rows(shard.data, slots) for shard in _shards(array)]
         shape = (array.shape[0] // ring * len(slots), *array.shape[1:])
         return jax.make_array_from_single_device_arrays(shape, array.sharding, shards)
 
     return {name: read(array) for name, array in arrays.items()}
+
+
+@jax.jit
+def _rows(array: jax.Array, slots: jax.Array) -> jax.Array:
+    return array[slots]
 
 
 def _needed(saved: dict[str, int]) -> tuple[int, int]:

@@ -41,6 +41,7 @@ class IterationKeys(NamedTuple):
     update: jax.Array
 
 
+@jax.jit
 def iteration_keys(root_key: jax.Array, iteration: int) -> IterationKeys:
     """The keys of one iteration, from the run's."""
     return IterationKeys(*jax.random.split(jax.random.fold_in(root_key, iteration), 3))

@@ -1,4 +1,4 @@
 """How a command starts, and how it is told that it is wrong. Imports no JAX.
 
-May import the ground (errors) and nothing else of the project.
+Of the project it may import `errors` and `run`.
 """

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from rpd_jax.command.extras import missing_extra
 from rpd_jax.command.flag_kinds import with_underscores
 from rpd_jax.command.help_text import HELP_FLAGS, short_usage
+from rpd_jax.command.start import start
 from rpd_jax.command.wrong_flags import explain, explain_config_files, explain_leftover, shortened
 from rpd_jax.errors import UserError, no_room
 from rpd_jax.run.closed_pipe import forget_output
-from rpd_jax.run.stop import STOPPED_STATUS, Interrupted, listen
+from rpd_jax.run.stop import STOPPED_STATUS, Interrupted
 
 # As a shell reports a program that SIGPIPE ended: `... | head` has seen enough.
 _CLOSED_PIPE_STATUS = 141
@@ -31,7 +32,7 @@ def run_command(
 
     Exits with status 2 and one sentence on wrong flags, a full disk or a UserError (which may name another status), 130
     when interrupted, quietly where nobody reads its output any more, and leaves the stack trace to everything else,
-    which is a mistake of ours. A command that imports much calls `rpd_jax.run.stop.listen` itself before.
+    which is a mistake of ours. A command that imports much calls `start` itself before.
 
     Args:
         main: called without arguments, or with the list of those that are no flags if `positional` names them.
@@ -41,7 +42,7 @@ def run_command(
             ml_collections would read it, and stumble over mistakes in the settings, before flags are parsed.)
     """
     if argv is None:  # else it is called inside of something else, a test, whose signals are its own
-        listen()
+        start()
     if default_config and not any(argument.partition("=")[0] in ("--config", "-config") for argument in sys.argv):
         sys.argv.insert(1, f"--config={default_config}")
     with _sentences_not_traces():

@@ -5,10 +5,10 @@ Steps the same episodes with random actions at every mesh detail, and prints the
 exact frame, then for each mesh detail the frame and its difference from the exact one, eight times as strong.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import itertools
 from pathlib import Path

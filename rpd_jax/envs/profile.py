@@ -11,10 +11,10 @@ trainer together spend on a frame. CPU bound: the milliseconds as a share of tha
 MiB: of one worker.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import itertools
 import json

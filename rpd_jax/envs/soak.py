@@ -5,10 +5,10 @@ frames change, that all numbers are finite, that episode metrics say what the re
 workers' memory does not grow. Prints a table; exits with status 1 if anything is wrong.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import sys
 

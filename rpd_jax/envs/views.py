@@ -3,10 +3,10 @@
 The first frame of one episode, on the left through the task's own human camera, on the right through the config's.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 from absl import flags
 from ml_collections import config_flags

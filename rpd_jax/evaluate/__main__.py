@@ -15,10 +15,10 @@ a teacher is loaded and --config.env.FIELD what any policy sees, as in train.py.
 video per task, each as soon as it is measured.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import functools
 import os

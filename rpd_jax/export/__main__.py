@@ -4,10 +4,10 @@ Writes the policy as a jax.export program, an ONNX graph, and weights with a scr
 checks that all three give the same actions, and measures them beside the teacher.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 import os
 

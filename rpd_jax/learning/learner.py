@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -96,7 +97,7 @@ class Learner:
 
     def init_from(self, params: dict) -> LearnerState:
         """A learner's state that starts from given parameters."""
-        state = LearnerState(params, self._init_optimizer(params), *jnp.zeros((2,), jnp.int32))
+        state = LearnerState(params, self._init_optimizer(params), np.int32(0), np.int32(0))
         return jax.device_put(state, sharding.shardings(self.mesh, REPLICATED))
 
     def local_params(self, state: LearnerState) -> dict:

@@ -5,10 +5,10 @@ pictures as PNGs, and its tables of success as success.md. Runs may still be goi
 date. --keep=FOLDER copies what a report needs of the runs: a report of that folder is the same but for its videos.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 from absl import flags
 

@@ -37,8 +37,11 @@ def with_rests(variables: dict, labels: Float[Array, "K A"]) -> dict:
     There the actor's output no longer depends on what it sees. Labels that are alike in all dimensions, or none, change
     nothing: no policy could be improved then.
     """
-    if not len(labels):
-        return variables
+    return _with_rests(variables, labels) if len(labels) else variables
+
+
+@jax.jit
+def _with_rests(variables: dict, labels: Float[Array, "K A"]) -> dict:
     low, high = jnp.min(labels, axis=0), jnp.max(labels, axis=0)
     alike = high - low < ALIKE
     alike &= ~jnp.all(alike)

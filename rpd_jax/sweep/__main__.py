@@ -4,10 +4,10 @@ Starts what is missing, was stopped or failed; what has results.json is left alo
 everything is, and goes on. --dry_run only shows. Look at the runs with python -m rpd_jax.report runs/fig3-cpu.
 """
 
-from rpd_jax.run.stop import listen
+from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    listen()
+    start()
 
 from absl import flags
 
