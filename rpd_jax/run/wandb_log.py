@@ -48,7 +48,7 @@ class WandbLog:
                 resume="allow",
                 dir=workdir,
                 config=dict(settings),
-                settings=wandb.Settings(init_timeout=60, console="off"),
+                settings=wandb.Settings(init_timeout=60, finish_timeout=300, console="off"),
             )
         except wandb.errors.Error as error:
             sentence = " ".join(str(error).split())
@@ -60,5 +60,5 @@ class WandbLog:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends what is left; where that takes more than five minutes it stays on disk, for `wandb sync`."""
         self._run.finish()

@@ -121,3 +121,12 @@ def test_where_neither_teacher_nor_student_looks_frames_are_drawn_if_they_are_ke
     assert int(state.replay.count) == 2 * STEPS
     assert (state.replay.frames is not None) == kept
     assert not kept or np.asarray(state.replay.frames[: 2 * STEPS]).std() > 0
+
+
+def test_a_rollout_s_frames_stay_where_they_were_put():
+    frames = collect._FrameBuffer(3)
+    for t in range(3):
+        frames.add(np.full((2, 5, 5, 3), t, np.uint8))
+    stacked = frames.stacked()
+    assert stacked.unsafe_buffer_pointer() == frames._buffer.ctypes.data  # JAX copies what is not aligned
+    np.testing.assert_array_equal(stacked[:, 1, 4, 4, 2], [0, 1, 2])
