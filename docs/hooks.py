@@ -38,7 +38,7 @@ def on_page_markdown(markdown: str, **_) -> str:
 def settings_page() -> str:
     """Every setting of configs/default.py with its meaning, its value, and the values of the profiles."""
     from configs import default
-    from rpd_jax.settings import NAMES, SETTINGS
+    from rpd_jax.settings.values import NAMES, SETTINGS
 
     config = default.get_config()
     names = ("paper", "cpu", "cpu_begun", "cpu_state", "refine")
@@ -92,7 +92,7 @@ def errors_page() -> str:
     from rpd_jax import settings
 
     tables = {
-        ROOT / "rpd_jax" / "settings.py": (*settings.RELATIONS, *settings.MACHINE),
+        ROOT / "rpd_jax" / "settings" / "relations.py": (*settings.RELATIONS, *settings.MACHINE),
         ROOT / "octo_teacher" / "finetuning" / "settings.py": finetuning.RELATIONS,
     }
 
