@@ -2,6 +2,7 @@
 
 import gc
 
+from rpd_jax.run.compiled import keep_compiled
 from rpd_jax.run.stop import listen
 
 # JAX and the libraries beside it make hundreds of thousands of objects that stay, while they are imported and while
@@ -10,6 +11,7 @@ _OBJECTS_UNTIL_COLLECTION = (50_000, 20, 20)
 
 
 def start() -> None:
-    """From now on SIGINT and SIGTERM end this process as `run.stop` has it, and garbage is looked for rarely."""
-    gc.set_threshold(*_OBJECTS_UNTIL_COLLECTION)
+    """Signals end this process as `run.stop` has it, garbage is looked for rarely, and what JAX compiles is kept."""
     listen()
+    gc.set_threshold(*_OBJECTS_UNTIL_COLLECTION)
+    keep_compiled()
