@@ -13,7 +13,7 @@ thread of the CPU.
 from rpd_jax.command.start import start
 
 if __name__ == "__main__":
-    start()
+    start(keeps_compiled=False)  # it tells how long compiling takes
 
 import dataclasses
 import json

@@ -10,8 +10,9 @@ from rpd_jax.run.stop import listen
 _OBJECTS_UNTIL_COLLECTION = (50_000, 20, 20)
 
 
-def start() -> None:
+def start(*, keeps_compiled: bool = True) -> None:
     """Signals end this process as `run.stop` has it, garbage is looked for rarely, and what JAX compiles is kept."""
     listen()
     gc.set_threshold(*_OBJECTS_UNTIL_COLLECTION)
-    keep_compiled()
+    if keeps_compiled:
+        keep_compiled()
