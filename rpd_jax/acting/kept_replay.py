@@ -86,7 +86,7 @@ def read_replay(checkpoint: Path, *names: str) -> dict[str, jax.Array]:
                 ring[:, slots] = rows
         arrays = {name: ring.reshape(-1, *ring.shape[2:]) for name, ring in rings.items()}
         arrays["count"] = np.asarray(saved["count"], np.int32)
-        return jax.device_put({name: arrays[name] for name in names})
+        return {name: jax.device_put(arrays[name]) for name in names}
     except DAMAGE as error:
         raise unreadable(checkpoint, error) from error
 
