@@ -24,9 +24,11 @@ def late_traces_dropped() -> Iterator[None]:
 
     After a failure for good: some come when the process ends.
     """
-    hook = sys.unraisablehook
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
     sys.unraisablehook = lambda unraisable: None if _is_left_behind(unraisable.exc_value) else hook(unraisable)
+    logger.addFilter(_is_no_late_trace)
     yield
+    logger.removeFilter(_is_no_late_trace)
     sys.unraisablehook = hook
 
 
@@ -48,6 +50,11 @@ def reading() -> Iterator[None]:
             if type(error) is not Exception or not isinstance(cause, Exception):
                 raise
             raise (MemoryError if out_of_memory(cause) else ValueError)(str(cause)) from error
+
+
+def _is_no_late_trace(record: logging.LogRecord) -> bool:
+    """False for what asyncio says of an exception of one array after another one's was raised."""
+    return not record.getMessage().startswith(("Future exception was never", "Task exception was never"))
 
 
 def _is_left_behind(error: BaseException | None) -> bool:

@@ -35,7 +35,7 @@ PAPER = ROOT / "configs" / "paper"
         ("fig3_state", 5 * 2 * 5, 5 * 2 * 3),
         ("fig4", 6 * 2 * 2 * 5, 2 * 2 * 3),
         ("fig5", 2 * 2 * 2 * 5, 2 * 3),
-        ("refinement", (9 * 2 + 2) * 5, (9 * 2 + 2) * 3),
+        ("refinement", (9 * 2 + 4) * 5, (9 * 2 + 4) * 3),
     ],
 )
 def test_paper_s_grids(name, paper, cpu):
@@ -73,7 +73,7 @@ def test_only_what_matches_is_taken_in_the_order_of_the_patterns():
     assert names[:4] == [
         f"stack_cube_sparse-{rest}" for rest in ("rpd_mse-seed0", "dagger-seed0", "rpd_mse-seed1", "dagger-seed1")
     ]
-    assert len(names) == len(set(names)) == 4 + 10
+    assert len(names) == len(set(names)) == 4 + 12
     with pytest.raises(UserError, match=r"--only=stack_cube-\* matches no job of the sweep: did you mean 'stack_cube_"):
         chosen(jobs, ["push*", "stack_cube-*"])
 
