@@ -54,7 +54,7 @@ def reading() -> Iterator[None]:
 
 def _is_no_late_trace(record: logging.LogRecord) -> bool:
     """False for what asyncio says of an exception of one array after another one's was raised."""
-    return not record.getMessage().startswith(("Future exception was never", "Task exception was never"))
+    return not record.getMessage().partition("\n")[0].endswith("exception was never retrieved")
 
 
 def _is_left_behind(error: BaseException | None) -> bool:
