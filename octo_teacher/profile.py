@@ -10,14 +10,17 @@ row of its own.
 thread of the CPU.
 """
 
+import os
+
 from rpd_jax.command.start import start
+from rpd_jax.run.compiled import FOLDER
 
 if __name__ == "__main__":
-    start(keeps_compiled=False)  # it tells how long compiling takes
+    os.environ.setdefault(FOLDER, "")  # it tells how long compiling takes
+    start()
 
 import dataclasses
 import json
-import os
 import resource
 import statistics
 import sys

@@ -16,6 +16,8 @@ import psutil
 import pytest
 from jaxtyping import install_import_hook
 
+from rpd_jax.command.start import OBJECTS_UNTIL_COLLECTION
+
 gc.disable()  # while the files of tests are imported: all of that stays
 
 # What one process of the tests has compiled the others load: those of pytest-xdist, train.py's, Octo's. A folder of
@@ -40,7 +42,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.set_threshold(50_000, 20, 20)  # as commands have it (rpd_jax/command/start.py)
+    gc.set_threshold(*OBJECTS_UNTIL_COLLECTION)
     gc.enable()
 
 

@@ -7,12 +7,11 @@ from rpd_jax.run.stop import listen
 
 # JAX and the libraries beside it make hundreds of thousands of objects that stay, while they are imported and while
 # programs are traced: with Python's 700 a tenth of a short run's time goes into looking through them.
-_OBJECTS_UNTIL_COLLECTION = (50_000, 20, 20)
+OBJECTS_UNTIL_COLLECTION = (50_000, 20, 20)
 
 
-def start(*, keeps_compiled: bool = True) -> None:
+def start() -> None:
     """Signals end this process as `run.stop` has it, garbage is looked for rarely, and what JAX compiles is kept."""
     listen()
-    gc.set_threshold(*_OBJECTS_UNTIL_COLLECTION)
-    if keeps_compiled:
-        keep_compiled()
+    gc.set_threshold(*OBJECTS_UNTIL_COLLECTION)
+    keep_compiled()

@@ -1,7 +1,7 @@
 """The process that environment workers are forked from: it imports the simulator once, for all workers of its parent.
 
-Importing PyTorch and ManiSkill takes 3.2 of the 4.3 seconds that a worker computes until it can draw a frame, and a
-run starts workers for each of its stages. What was imported, workers also share in memory.
+Importing PyTorch and ManiSkill is most of what a worker computes until it can draw a frame, and a run starts workers
+for each of its stages. What was imported, workers also share in memory.
 
 Started as `python -m rpd_jax.envs.nursery REQUESTS` with an inherited socket; ends when its other end is closed.
 Imports no JAX, has one thread and draws nothing, so that it can be forked. A request is the worker's environment
