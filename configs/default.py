@@ -156,7 +156,8 @@ def get_config(task: str = "PushCube-v1", reward_mode: str = "sparse") -> Config
     c.eval.when_sampled = config_dict.placeholder(float)
     # one is left out while those before it took more than this share of the environment steps so far; 0: none
     c.eval.share = config_dict.placeholder(float)
-    # training (or a stage of it) ends before total_steps when an evaluation's success reaches it; 0: never
+    # training (or a stage of it) ends before total_steps when an evaluation's success reaches it, and still does with
+    # final_episodes more episodes; 0: never
     c.eval.until = config_dict.placeholder(float)
     # it ends when so many evaluations in a row are no better than one before (with when_sampled or share: so many
     # sampled successes); 0: never

@@ -28,6 +28,13 @@ class Episodes:
     length: np.ndarray
     videos: list[np.ndarray]  # uint8 [T, H, W, 3] of the first episode of some environments
 
+    def joined(self, others: "Episodes") -> "Episodes":
+        """These, then the others."""
+        names = [field.name for field in dataclasses.fields(self)]
+        pairs = {name: (getattr(self, name), getattr(others, name)) for name in names}
+        videos = [*self.videos, *others.videos]
+        return Episodes(**{name: np.concatenate(pair) for name, pair in pairs.items() if name != "videos"}, videos=videos)
+
     def summary(self) -> dict[str, float]:
         """Means over the episodes, with the bounds of success's 95% interval."""
         low, high = wilson_interval(int(self.success.sum()), len(self.success))

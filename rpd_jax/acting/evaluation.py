@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rpd_jax.acting.episodes import run_episodes, teacher_act
+from rpd_jax.acting.episodes import Episodes, run_episodes, teacher_act
 from rpd_jax.acting.odd_actions import OddActions
 from rpd_jax.acting.seeds import episode_seeds
 from rpd_jax.acting.stage import Stage
@@ -19,6 +19,9 @@ def evaluate_student(
 ) -> dict[str, float]:
     """Success of the mean action, from the same initial states at every evaluation of a run.
 
+    One that would end the training (`eval.until`) goes on for `eval.final_episodes` more episodes, from other initial
+    states than those of the final evaluation: of many evaluations of few episodes each, one reaches much by luck.
+
     Args:
         stage: whose environments are used; they are in the middle of episodes afterwards.
         state: whose student acts.
@@ -30,15 +33,24 @@ def evaluate_student(
         As `Episodes.summary`.
     """
     config, params = stage.config, stage.learner.local_params(state.learner)
-    episodes = run_episodes(
-        stage.envs,
-        lambda rgb, state, key: stage.learner.mean_action(params, rgb, state),
-        config.eval.final_episodes if last else config.eval.episodes,
-        episode_seeds(config.seed, "final evaluation" if last else "evaluation"),
-        config.eval.video_episodes if last else 0,
-        check_stop,
-        sees_frames=stage.learner.network.sees_frames,
-    )
+
+    def run(name: str, num_episodes: int, video_episodes: int = 0) -> Episodes:
+        return run_episodes(
+            stage.envs,
+            lambda rgb, state, key: stage.learner.mean_action(params, rgb, state),
+            num_episodes,
+            episode_seeds(config.seed, name),
+            video_episodes,
+            check_stop,
+            sees_frames=stage.learner.network.sees_frames,
+        )
+
+    if not last:
+        episodes, until = run("evaluation", config.eval.episodes), config.eval.until
+        if until and episodes.summary()["success"] >= until:
+            episodes = episodes.joined(run("confirming evaluation", config.eval.final_episodes))
+        return episodes.summary()
+    episodes = run("final evaluation", config.eval.final_episodes, config.eval.video_episodes)
     if episodes.videos:
         write_video(workdir / "videos" / "student.mp4", episodes.videos)
         write_filmstrip(workdir / "videos" / "student.png", min(episodes.videos, key=len))

@@ -38,7 +38,7 @@ class ReachingEnv:
         return self._frames(self._state)
 
     def reset(self, seed):
-        number, count = 1000 * seed + 100 * np.arange(self.num_envs, dtype=np.int32), np.int32(0)
+        number, count = 1000 * (seed % 10_000) + 100 * np.arange(self.num_envs, dtype=np.int32), np.int32(0)
         self._number, self._count = jax.device_put((number, count), self._sharding)
         self._state = _begin(self._number)
         return self._frames(self._state)
