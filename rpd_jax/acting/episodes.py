@@ -30,10 +30,8 @@ class Episodes:
 
     def joined(self, others: "Episodes") -> "Episodes":
         """These, then the others."""
-        names = [field.name for field in dataclasses.fields(self)]
-        pairs = {name: (getattr(self, name), getattr(others, name)) for name in names}
-        videos = [*self.videos, *others.videos]
-        return Episodes(**{name: np.concatenate(pair) for name, pair in pairs.items() if name != "videos"}, videos=videos)
+        pairs = ((getattr(self, name), getattr(others, name)) for name in ("success", "episode_return", "length"))
+        return Episodes(*map(np.concatenate, pairs), videos=[*self.videos, *others.videos])
 
     def summary(self) -> dict[str, float]:
         """Means over the episodes, with the bounds of success's 95% interval."""
