@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from octo_teacher.model.action_heads import (
     DiffusionActionHead,
@@ -44,8 +45,6 @@ def test_binned_numbers(bin_type):
     kwargs = dict(n_bins=64, bin_type=bin_type, low=-2.0, high=2.0, obs_keys=("pro.*",), discretize=True)
     tokens = LowdimObsTokenizer(**kwargs).apply({}, {"proprio": values}, {}, train=False).tokens
     if bin_type == "normal":  # low and high do not count, and values beyond the outer edges fall into bin 0
-        from scipy.stats import norm  # here, since it takes a second to load
-
         edges = norm.ppf(np.linspace(1e-6, 1 - 1e-6, 65))
         expected = np.searchsorted(edges, values, side="right") - 1
         expected[(values < edges[0]) | (values >= edges[-1])] = 0

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from scipy.stats import binomtest
 
 from octo_teacher.demos.experts import find_expert
 from rpd_jax.acting.episodes import run_episodes, wilson_interval
@@ -21,8 +22,6 @@ def test_wilson_interval_against_the_published_example():
 
 @given(st.integers(1, 1000), st.data())
 def test_wilson_interval_holds_the_rate_and_is_scipys(episodes, data):
-    from scipy.stats import binomtest  # here, since it takes a second to load
-
     successes = data.draw(st.integers(0, episodes))
     low, high = wilson_interval(successes, episodes)
     assert 0.0 <= low <= successes / episodes <= high <= 1.0
