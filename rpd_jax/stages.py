@@ -118,6 +118,19 @@ def check_stages(config: ConfigDict) -> None:
             raise UserError(f"stages.{stage.name}: {error}") from error
 
 
+def without_effect(config: ConfigDict, profile: ConfigDict) -> list[str]:
+    """Names and values of what was set for a stage that the run does not have, as "stages.label.total_steps=8192".
+
+    Args:
+        config: resolved.
+        profile: the values of the config's own profile.
+    """
+    has = {stage.name for stage in plan(config, Path())}
+    absent = [name for name in FIRST_STAGES if "stages" in config and name not in has]
+    stages = ((f"stages.{name}.", config.stages[name], profile.stages[name]) for name in absent)
+    return [name for prefix, ours, its in stages for name in settings.departures(ours, its, prefix)]
+
+
 def _stage_config(config: ConfigDict, name: str | None, changes: dict) -> ConfigDict:
     """The run's config with the stage's own values, `stages.<name>`, and `changes`."""
     stage = config.copy_and_resolve_references()

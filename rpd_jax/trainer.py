@@ -30,7 +30,7 @@ from rpd_jax.run.records import read_results, read_rows, read_teacher
 from rpd_jax.run.stages import StageClock
 from rpd_jax.run.stop import StopRequest
 from rpd_jax.run.whole_file import write_json
-from rpd_jax.stages import StagePlan, check_stages, plan
+from rpd_jax.stages import StagePlan, check_stages, plan, without_effect
 from rpd_jax.student.still import resting
 from rpd_jax.training_run.console import TrainingConsole, TrainingProgress
 from rpd_jax.training_run.fields import TRAINING, default_workdir
@@ -56,7 +56,7 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
     with processes.connected():
-        paper = config.profiles.paper
+        profiles = config.profiles
         config = settings.resolve(config)
         settings.check_machine(config)
         check_stages(config)
@@ -64,7 +64,9 @@ def train(
             check_first_stages(config, Path(first_stages))
         console = TrainingConsole(quiet=not processes.is_first())
         with _held_run(workdir or default_workdir(config_file, config), config, console) as workdir:
-            console.settings(config, settings.departures(config, paper), workdir)
+            console.settings(config, settings.departures(config, profiles.paper), workdir)
+            if ignored := without_effect(config, profiles[config.profile]):
+                console.say(f"Without effect, since {config.algorithm} has no such stage: {', '.join(ignored)}.")
             results_path = workdir / "results.json"
             if not results_path.exists():
                 if first_stages:

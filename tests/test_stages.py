@@ -21,7 +21,7 @@ from rpd_jax.evaluate.trained_student import load_student
 from rpd_jax.first_stages import check_first_stages, take_over
 from rpd_jax.run.checkpoints import newest_checkpoint, read_part
 from rpd_jax.run.directory import open_run
-from rpd_jax.stages import check_stages, plan
+from rpd_jax.stages import check_stages, plan, without_effect
 from rpd_jax.student.still import resting
 from rpd_jax.training_run.fields import TRAINING
 
@@ -62,6 +62,21 @@ def test_stages_follow_from_the_algorithm(tmp_path):
         assert all(tuple(stage.config.env.camera.eye_offset) == (0.1, 0.0, 0.0) for stage in others)
     (only,) = plan(resolved(refine="pixels", profile="cpu"), tmp_path)
     assert (only.name, only.directory) == ("", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"algorithm": "rpd_mse", "stages.refine.ppo.gamma": 0.9}, []),
+        ({"algorithm": "dagger", "stages.refine.ppo.gamma": 0.9}, ["stages.refine.ppo.gamma=0.9"]),
+        ({"algorithm": "ppo", "stages.label.eval.until": 0.9}, ["stages.label.eval.until=0.9"]),
+        ({"algorithm": "ppo"}, []),
+        ({"algorithm": "ppo", "refine": "pixels", "profile": "cpu"}, []),
+    ],
+)
+def test_what_is_set_for_a_stage_that_there_is_not_is_told(changes, names):
+    config = resolved(**changes)
+    assert without_effect(config, default.get_config().profiles[config.profile]) == names
 
 
 @pytest.mark.parametrize(
