@@ -441,8 +441,12 @@ def _build(spec: ModuleSpec, where: str, **overrides: Any) -> nn.Module:
 def init_params(module: OctoModule, example_batch: Data, rng: jax.Array) -> dict[str, Any]:
     """Returns freshly drawn parameters, nested dicts of float32 arrays."""
     observations, tasks = example_batch["observation"], example_batch["task"]
-    init = jax.jit(partial(module.init, train=False))
-    return init(rng, observations, tasks, observations["timestep_pad_mask"])["params"]
+    return _init(module, rng, observations, tasks, observations["timestep_pad_mask"])["params"]
+
+
+@partial(jax.jit, static_argnums=0)  # of modules that are equal the first is traced, which takes longer than to load one
+def _init(module: OctoModule, *arguments: Any) -> dict[str, Any]:
+    return module.init(*arguments, train=False)
 
 
 def param_shapes(module: OctoModule, example_batch: Data) -> dict[str, Any]:
