@@ -444,7 +444,7 @@ def init_params(module: OctoModule, example_batch: Data, rng: jax.Array) -> dict
     return _init(module, rng, observations, tasks, observations["timestep_pad_mask"])["params"]
 
 
-@partial(jax.jit, static_argnums=0)  # of modules that are equal the first is traced, which takes longer than to load one
+@partial(jax.jit, static_argnums=0)  # modules that are equal share it
 def _init(module: OctoModule, *arguments: Any) -> dict[str, Any]:
     return module.init(*arguments, train=False)
 

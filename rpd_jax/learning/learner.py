@@ -70,7 +70,6 @@ class Learner:
         self._extend_replay = jax.jit(self._extend_replay_on_mesh, donate_argnums=0)
         self._fill_replay = jax.jit(self._fill_replay_on_mesh, donate_argnums=0)
         self._first_nonfinite_input = jax.jit(first_nonfinite_input)
-        self._init = jax.jit(network.init)
         self._init_optimizer = jax.jit(self._optimizer.init)
         self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
         self.mean_action = jax.jit(partial(network.apply, method=ActorCritic.mean_action))
@@ -93,7 +92,7 @@ class Learner:
 
     def init(self, key: jax.Array, rgb: jax.Array | None, state: jax.Array | None = None) -> LearnerState:
         """A fresh student for observations like `rgb` uint8 [B, H, W, 3] and `state` float32 [B, D]."""
-        return self.init_from(self._init(key, rgb, state))
+        return self.init_from(_fresh_parameters(self.network, key, rgb, state))
 
     def init_from(self, params: dict) -> LearnerState:
         """A learner's state that starts from given parameters."""
@@ -344,6 +343,11 @@ class Learner:
             share = jnp.mean(floored.astype(jnp.float32))
             metrics["teacher_std_floored"] = sharding.mean_of_devices(share, self._axis)
         return metrics
+
+
+@partial(jax.jit, static_argnums=0)  # networks that are equal share it
+def _fresh_parameters(network: ActorCritic, key: jax.Array, rgb: jax.Array | None, state: jax.Array | None) -> dict:
+    return network.init(key, rgb, state)
 
 
 def _mean_where(looked_at, term):
