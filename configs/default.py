@@ -352,7 +352,7 @@ def _refine_profile(task: str, sparse: bool) -> dict:
         "guide": 1.0,
         "guide_final": 0.0,
     }
-    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.97, **_few_evaluations(0.7)}
+    profile["eval"] = {"every": 6, "episodes": 48, "final_episodes": 112, "until": 0.98, **_few_evaluations(0.7)}
     profile["checkpoint"] = {"every": 8}
     return profile | {"stages": _stages()}
 
@@ -407,7 +407,7 @@ def _stages() -> dict:
                 "every": 12,
                 "episodes": 112,
                 "final_episodes": 112,
-                "until": 0.98,
+                "until": 0.99,
                 **_few_evaluations(0.85),
                 "patience": 6,
                 "leave_best": True,
