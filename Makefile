@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup train test test-most test-beside test-numeric test-processors lint docs gpu-check openvla-env openpi-env lerobot-env lerobot06-env
+.PHONY: setup train test test-numeric test-processors lint docs gpu-check openvla-env openpi-env lerobot-env lerobot06-env
 
 # Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
@@ -31,27 +31,22 @@ train: $(VENV)/.train-ready
 
 # Three at a time on two cores: most tests keep one busy, and wait for processes that start. Those of one file share
 # what they build. Most programs that tests compile are compiled in a hurry (tests/conftest.py); the numbers that must
-# hold everywhere are seen as users compile them, beside the others and told at once when all are there.
-PYTEST = $(BIN)/python -m pytest --dist=loadfile --no-loadscope-reorder
+# hold everywhere are then seen as users compile them.
+PYTEST = $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 NUMERIC := $(addprefix tests/rpd_jax/learning/test_,losses.py advantages.py update_variations.py) \
 	$(addprefix tests/rpd_jax/student/test_,networks.py winograd.py) tests/octo_teacher/model/test_octo_reference.py
 
 test:
 	@$(MAKE) --no-print-directory --jobs=3 setup openpi-env lerobot-env
 ifeq ($(ARGS),)
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going test-most test-beside
+	$(PYTEST) $(addprefix --ignore=,$(NUMERIC))
+	@$(MAKE) --no-print-directory test-numeric
 else
-	$(PYTEST) --numprocesses=3 $(ARGS)
+	$(PYTEST) $(ARGS)
 endif
 
-test-most: setup
-	$(PYTEST) --numprocesses=3 $(addprefix --ignore=,$(NUMERIC))
-
-test-beside: setup
-	@$(MAKE) --no-print-directory --output-sync test-numeric
-
 test-numeric: setup
-	XLA_FLAGS= $(PYTEST) --numprocesses=2 $(NUMERIC)
+	XLA_FLAGS= $(PYTEST) $(NUMERIC)
 
 # Rounding differs between processors: the learner's numbers also hold on those without AVX, and without AVX-512. Each
 # keeps one core busy: `make --jobs=2 --output-sync test-processors`.
