@@ -51,9 +51,12 @@ def test_what_few_episodes_reached_by_luck_ends_nothing():
         # Those of before are among them, and the others are not those of the final evaluation.
         others = round(asked_again["success"] * (EVALUATED + CONFIRMED) - until * EVALUATED)
         assert 0 <= others <= CONFIRMED
+        final = evaluated(stage, state, until, last=True)
+        returns = asked_again["return"] * (EVALUATED + CONFIRMED) - few["return"] * EVALUATED
+        assert abs(returns / CONFIRMED - final["return"]) > 1e-3
         lucky += asked_again["success"] < until
         assert evaluated(stage, state, math.nextafter(until, 2.0)) == few, "it did not reach that"
-        assert evaluated(stage, state, until, last=True)["episodes"] == CONFIRMED
+        assert final["episodes"] == CONFIRMED
     assert lucky > 0
 
 
