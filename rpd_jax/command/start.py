@@ -1,6 +1,7 @@
 """What a command does before its other imports, which take seconds; imports no JAX."""
 
 import gc
+import os
 
 from rpd_jax.run.compiled import keep_compiled
 from rpd_jax.run.stop import listen
@@ -13,5 +14,8 @@ OBJECTS_UNTIL_COLLECTION = (50_000, 20, 20)
 def start() -> None:
     """Signals end this process as `run.stop` has it, garbage is looked for rarely, and what JAX compiles is kept."""
     listen()
+    # A student's orthogonal initialisation is a QR decomposition by SciPy's OpenBLAS, whose threads wait for each other
+    # at full speed: where others use the machine too, a second one makes a second of it ten, on both cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(*OBJECTS_UNTIL_COLLECTION)
     keep_compiled()
