@@ -34,7 +34,7 @@ train: $(VENV)/.train-ready
 # hold everywhere are then seen as users compile them.
 PYTEST = $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 NUMERIC := $(addprefix tests/rpd_jax/learning/test_,losses.py advantages.py update_variations.py) \
-	$(addprefix tests/rpd_jax/student/test_,networks.py winograd.py) tests/octo_teacher/model/test_octo_reference.py
+	$(addprefix tests/rpd_jax/student/test_,convolution.py winograd.py) tests/octo_teacher/model/test_octo_reference.py
 
 test:
 	@$(MAKE) --no-print-directory --jobs=3 setup openpi-env lerobot-env
