@@ -5,6 +5,7 @@ nothing but the standard library before it has greeted the client.
 """
 
 import ctypes
+import gc
 import os
 import queue
 import signal
@@ -52,6 +53,7 @@ class Worker:
         """Loads the model."""
         self._note("importing torch")
         import_load, mend = _MODELS[model]
+        gc.disable()  # what is imported stays: to look through it, again and again, is a third of the time
         try:
             import torch
 
@@ -61,6 +63,9 @@ class Worker:
             raise BridgeError(
                 f"The Python environment of {sys.executable} lacks {error.name or error}: {mend}."
             ) from None
+        finally:
+            gc.freeze()
+            gc.enable()
         self._batch_size = batch_size
         self._send("ready", horizon=self._policy.horizon)
 

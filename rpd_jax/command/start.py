@@ -1,5 +1,6 @@
 """What a command does before its other imports, which take seconds; imports no JAX."""
 
+import atexit
 import gc
 import os
 
@@ -18,4 +19,5 @@ def start() -> None:
     # at full speed: where others use the machine too, a second one makes a second of it ten, on both cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(*OBJECTS_UNTIL_COLLECTION)
+    atexit.register(gc.freeze)  # Python's last collection goes through everything, for half a second
     keep_compiled()
