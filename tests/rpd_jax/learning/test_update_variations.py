@@ -59,8 +59,12 @@ def test_gradients_of_the_first_minibatch_in_float32(name):
     advantages = gae(*arrays, config.ppo.gamma, config.ppo.gae_lambda, config.ppo.finite_horizon)
     minibatch = minibatches.make_samples(rollout, advantages, 0).minibatch(jnp.asarray(indices), jnp.asarray(0))
     coefficients = schedules.coefficients(config, 0)
-    gradient = jax.grad(objective, has_aux=True)
-    gradients, _ = gradient(params, learner.network, config, minibatch, None, coefficients)
+
+    @jax.jit
+    def gradient(params, minibatch):
+        return jax.grad(objective, has_aux=True)(params, learner.network, config, minibatch, None, coefficients)
+
+    gradients, _ = gradient(params, minibatch)
 
     def difference(ours, theirs):
         theirs = theirs.grad.numpy()

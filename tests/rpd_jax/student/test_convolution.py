@@ -29,9 +29,14 @@ def test_convolutions_and_their_gradients_are_torchs(height, strides):
         hidden = torch.relu(torch.nn.functional.conv2d(hidden, kernel, bias, stride))
     cotangent = RNG.normal(size=hidden.shape).astype(np.float32)
     hidden.backward(torch.tensor(cotangent))
-    output, vjp = jax.vjp(lambda layers: conv_stack(frames, layers, strides, jnp.float32), layers)
+
+    @jax.jit  # one program to compile
+    def output_and_gradients(layers):
+        output, vjp = jax.vjp(lambda layers: conv_stack(frames, layers, strides, jnp.float32), layers)
+        return output, *vjp(cotangent.transpose(0, 2, 3, 1))
+
+    output, grads = output_and_gradients(layers)
     np.testing.assert_allclose(output, hidden.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
-    (grads,) = vjp(cotangent.transpose(0, 2, 3, 1))
     for (kernel_grad, bias_grad), (kernel, bias) in zip(grads, theirs, strict=True):
         np.testing.assert_allclose(kernel_grad, kernel.grad.numpy().transpose(2, 3, 1, 0), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(bias_grad, bias.grad.numpy(), rtol=1e-4, atol=1e-4)
@@ -39,7 +44,7 @@ def test_convolutions_and_their_gradients_are_torchs(height, strides):
 
 def test_a_scaled_encoder_sees_frames_around_zero_through_kernels_that_its_gain_has_made_larger():
     encoder = ConvEncoder(ENCODERS["small_scaled"])
-    params = encoder.init(jax.random.key(0), FRAMES)["params"]
+    params = jax.jit(encoder.init)(jax.random.key(0), FRAMES)["params"]
     hidden = torch.tensor(FRAMES.transpose(0, 3, 1, 2)).float() / 255.0 - 0.5
     for name, stride in (("conv1", 4), ("conv2", 2), ("conv3", 1)):
         kernel = torch.tensor(np.sqrt(6.0) * params[name]["kernel"].transpose(3, 2, 0, 1), dtype=torch.float32)
@@ -77,8 +82,9 @@ def test_bfloat16_convolutions_are_rounded_but_close():
         output = conv_stack(FRAMES, layers, (4, 2), dtype)
         return jnp.sum(output.astype(jnp.float32) ** 2), output
 
-    (_, coarse), coarse_grads = jax.value_and_grad(loss, has_aux=True)(layers, jnp.bfloat16)
-    (_, fine), fine_grads = jax.value_and_grad(loss, has_aux=True)(layers, jnp.float32)
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (_, coarse), coarse_grads = gradient(layers, jnp.bfloat16)
+    (_, fine), fine_grads = gradient(layers, jnp.float32)
     assert coarse.dtype == jnp.bfloat16
     for ours, theirs in zip(jax.tree.leaves((coarse, coarse_grads)), jax.tree.leaves((fine, fine_grads)), strict=True):
         difference = np.linalg.norm(np.asarray(ours, np.float32) - theirs) / np.linalg.norm(theirs)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rpd_jax.student import winograd
 
-SHAPES = st.tuples(*[st.integers(1, 3)] * 3, *[st.integers(2, 5)] * 2)  # images, channels, features, rows, columns
+# images, channels, features, rows, columns: few, since each is a program to compile
+SHAPES = st.sampled_from([(1, 1, 1, 2, 2), (2, 3, 1, 4, 2), (3, 2, 3, 2, 5), (1, 2, 2, 5, 3), (2, 1, 3, 3, 3)])
 
 
 def plain(images, kernel):
@@ -26,7 +27,7 @@ def through_quarters(images, kernel):
 
 
 @pytest.mark.parametrize("size", winograd.KERNEL_SIZES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 2**32 - 1))
 def test_outputs_and_gradients_are_those_of_the_plain_convolution(size, shape, seed):
     batch, channels, features, rows, columns = shape
