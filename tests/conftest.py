@@ -32,7 +32,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Most programs of the tests run for less time than compiling them as users do takes: without LLVM's optimisation and
 # XLA's new emitters that is a third. `make test-numeric` sets XLA_FLAGS, so that numbers are those that users get.
 if "XLA_FLAGS" not in os.environ and shutil.which("nvidia-smi") is None:
-    _QUICKLY = ("backend_optimization_level=0", "llvm_disable_expensive_passes=true", "cpu_use_fusion_emitters=false")
+    _QUICKLY = (
+        "backend_optimization_level=0",
+        "llvm_disable_expensive_passes=true",
+        "cpu_use_fusion_emitters=false",
+        "cpu_parallel_codegen_split_count=1",
+    )
     os.environ["XLA_FLAGS"] = " ".join(f"--xla_{flag}" for flag in _QUICKLY)
 
 

@@ -1,5 +1,6 @@
 """Numbered pieces of work in worker processes, results in the order of their numbers."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -98,6 +99,7 @@ def _wait_for(results, processes, check) -> tuple[int, Any]:
 
 
 def _work(prepare, numbers, results) -> None:
+    gc.disable()  # what is imported stays: to look through it, again and again, is a third of the time
     import torch
 
     torch.set_num_threads(1)
@@ -106,6 +108,8 @@ def _work(prepare, numbers, results) -> None:
     except UserError as error:
         results.put((-1, error))
         return
+    gc.freeze()
+    gc.enable()
     # ManiSkill, whose logger has this name, warns of the same unset pose at every rebuilt scene.
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)
     while True:
