@@ -81,11 +81,11 @@ def test_parts_of_a_batch_are_every_kth_row_and_count_alike(model):
     state = jax.tree.map(jax.numpy.array, state)  # the step takes its buffers
     step = make_train_step(model, optax.sgd(0.1), config, frozen, Devices(1))
     state, metrics = step(state, batch)
-    losses = []
+    losses, loss = [], jax.jit(model.loss)
     for index in range(2):
         part = jax.tree.map(lambda x, i=index: x[i::2], batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), index)
-        losses.append(float(model.loss(start, part, jax.random.split(key)[1])[0]))
+        losses.append(float(loss(start, part, jax.random.split(key)[1])[0]))
     np.testing.assert_allclose(float(metrics["loss"]), np.mean(losses), rtol=1e-4)
     # one step of a running mean with decay 0.75: a quarter of the way
     moved = 0.0
@@ -103,7 +103,7 @@ def test_goals_are_augmented_like_the_frames_and_missing_ones_stay_black(model):
     batch["task"] |= {"image_primary": goal * shown[:, None, None, None].astype(np.uint8)}
     batch["task"]["pad_mask_dict"] |= {"image_primary": shown}
     config = get_config().augment
-    augmented = augment_batch(batch, jax.random.key(3), config)
+    augmented = jax.jit(lambda batch, key: augment_batch(batch, key, config))(batch, jax.random.key(3))
     frames, goals = augmented["observation"]["image_primary"], augmented["task"]["image_primary"]
     np.testing.assert_array_equal(frames[0, 0], goals[0])
     assert not np.asarray(goals[1]).any() and not np.array_equal(frames[0, 0], goal[0])

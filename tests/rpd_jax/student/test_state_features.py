@@ -23,7 +23,7 @@ def fresh(dim):
 
 @settings(deadline=None, max_examples=30)
 @given(
-    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    sizes=st.lists(st.sampled_from([1, 2, 7, 40]), min_size=1, max_size=5),
     offset=st.floats(-5, 5),
     scale=st.floats(0.01, 10),
     seed=st.integers(0, 1000),
