@@ -17,6 +17,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 """
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core: there would be no second thread")
 @pytest.mark.parametrize(("chosen", "others"), [({}, 0), ({"OPENBLAS_NUM_THREADS": "2"}, 2)])
 def test_linear_algebra_has_one_thread_unless_the_user_says_otherwise(chosen, others):
     """Each of NumPy's and SciPy's libraries starts its own others."""
