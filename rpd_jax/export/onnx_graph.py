@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rpd_jax.errors import UserError
+from rpd_jax.student.convolution import HALF_AND_A_LITTLE
 
 try:
     import onnx
@@ -89,7 +90,8 @@ def _image_features(graph: _Graph, frames: str) -> str:
         rows = graph.weight("resize")
         columns = graph.constant("resize_columns", graph.weights["resize"].T.copy())
         images = graph.add("MatMul", [graph.add("MatMul", [rows, images]), columns])
-        images = graph.add("Round", [images])
+        images = graph.add("Add", [images, graph.constant("half", np.float32(HALF_AND_A_LITTLE))])
+        images = graph.add("Floor", [images])
     images = graph.add("Div", [images, graph.constant("white", np.float32(255.0))])
     for layer, stride in _STRIDES.items():
         kernel = np.ascontiguousarray(graph.weights[f"{layer}/kernel"].transpose(3, 2, 0, 1))

@@ -23,7 +23,8 @@ def act(rgb=None, state=None):
     if rgb is not None:
         images = rgb.astype(np.float32)
         if "resize" in W:
-            images = np.round(np.einsum("yh,bhwc,xw->byxc", W["resize"], images, W["resize"], optimize=True))
+            images = np.einsum("yh,bhwc,xw->byxc", W["resize"], images, W["resize"], optimize=True)
+            images = np.floor(images + (0.5 + 2**-9))  # whole levels; halves go up, in whatever order they were summed
         images = conv(conv(conv(images / 255, "conv1", 4), "conv2", 2), "conv3", 1)
         features.append(np.maximum(dense(images.reshape(len(images), -1), "image_dense"), 0))
     if state is not None and "state_mean" in W:

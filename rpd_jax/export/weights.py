@@ -26,8 +26,8 @@ def policy_weights(student: TrainedStudent) -> dict[str, np.ndarray]:
     """The arrays, float32, of the deterministic policy; the critic and log σ are left out.
 
     `<layer>/kernel` [k, k, C, O] or [C, O] and `<layer>/bias` [O]; `resize` [h, H], where the frames are scaled from
-    H×H to h×h pixels: resized = resize · frame · resizeᵀ, rounded to whole levels. Where the state is normalised,
-    `state_mean` [D], `state_deviation` [D], `state_range` and `state_scales` [k]: the layers see
+    H×H to h×h pixels: resized = resize · frame · resizeᵀ, rounded to whole levels, halves up. Where the state is
+    normalised, `state_mean` [D], `state_deviation` [D], `state_range` and `state_scales` [k]: the layers see
     clip((s − mean)/deviation, ±range) and tanh(scale · s/deviation) for each scale, side by side.
     """
     weights = {}

@@ -100,3 +100,16 @@ def test_resized_pixel_is_the_mean_over_its_area():
     assert resize_frames(frames, 4) is frames
     flat = np.full((2, 50, 50, 3), 77, np.uint8)
     np.testing.assert_array_equal(resize_frames(flat, 32), np.full((2, 32, 32, 3), 77))
+
+
+def test_a_pixel_halfway_between_two_levels_goes_up_whatever_rounding_has_made_of_its_sum():
+    frames = RNG.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    centres = (np.arange(48) + 0.5) * 4 / 3 - 0.5
+    weights = np.maximum(1 - np.abs(np.arange(64) - centres[:, None]) * 3 / 4, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    exact = np.einsum("yh,bhwc,xw->byxc", weights, frames, weights)
+    halves = np.abs(exact - np.floor(exact) - 0.5) < 1e-9
+    assert halves.mean() > 0.02
+    resized = np.asarray(resize_frames(frames, 48))
+    np.testing.assert_array_equal(resized[halves], np.ceil(exact[halves]))
+    assert np.abs(resized - exact).max() < 0.51
