@@ -18,7 +18,10 @@ from jaxtyping import install_import_hook
 
 from rpd_jax.command.start import OBJECTS_UNTIL_COLLECTION
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as rpd_jax.command.start has it
+# Threads that wait at full speed are in the other processes' way: OpenBLAS has one, as in rpd_jax.command.start, and
+# PyTorch's sleep at once.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 gc.disable()  # while the files of tests are imported: all of that stays
 
 # What one process of the tests has compiled the others load: those of pytest-xdist, train.py's, Octo's. A folder of

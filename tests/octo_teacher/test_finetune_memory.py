@@ -22,13 +22,13 @@ class WithLittleMemoryFromItsSecondStepOn(FineTuning):
     def _train(self):
         if self.step == 1:
             size = int(open("/proc/self/status").read().split("VmSize:")[1].split()[0]) * 1024
-            resource.setrlimit(resource.RLIMIT_AS, (size + 2**25, hard))
+            resource.setrlimit(resource.RLIMIT_AS, (size + 2**24, hard))
         return super()._train()
 
 init, demos, workdir = sys.argv[1:]
 _, hard = resource.getrlimit(resource.RLIMIT_AS)
 config = get_config()
-config.update(init=init, demos=demos, cache=workdir + "-cache", held_out=0.0, batch_size=2048, steps=2, save_every=1)
+config.update(init=init, demos=demos, cache=workdir + "-cache", held_out=0.0, batch_size=1024, steps=2, save_every=1)
 config.optimizer.warmup_steps, config.augment.enabled = 1, False
 with contextlib.ExitStack() as stack:
     run = WithLittleMemoryFromItsSecondStepOn(config, Path(workdir), Devices(1), Console(), stack)
