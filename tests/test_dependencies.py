@@ -6,10 +6,11 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import metadata, packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from rpd_jax.command.extras import EXTRAS
 
@@ -103,6 +104,17 @@ def test_the_workers_environment_asks_for_the_same_versions():
     wanted = {line for line in lines if line and not line.startswith("#")}
     assert wanted <= declared
     assert set(PROJECT["optional-dependencies"]["openvla"]) <= wanted
+
+
+def test_pinned_versions_are_for_the_oldest_python_too():
+    """With one that is not, pip compares versions of all others for ever: Debian 12 has Python 3.11.2."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert len(pins) > 100
+    for name, version in (pin.split("==") for pin in pins):
+        told = metadata(name)
+        assert told["Version"].split("+")[0] == version, f"{name} is installed in another version"
+        assert oldest in SpecifierSet(told.get("Requires-Python") or ""), f"{name}=={version} needs another Python"
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements_06.txt"])
