@@ -4,8 +4,12 @@ import sys
 import numpy as np
 import pytest
 import sapien.render
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from rpd_jax.envs.camera_task import frames, make_task_env
+from rpd_jax.envs.mesh_detail import _distinct_rows
 
 
 def _triangles(entities) -> int:
@@ -52,6 +56,13 @@ def test_a_ground_of_two_triangles_shows_the_same_grid(exact):
     assert _triangles(env.unwrapped.scene.actors["ground"]._objs) == 2
     assert np.abs(_pictures(env) - _pictures(exact)).mean() < 0.01
     env.close()
+
+
+@given(arrays(np.int64, st.tuples(st.integers(1, 30), st.just(3)), elements=st.sampled_from([-(2**62), -1, 0, 1, 7])))
+def test_vertices_are_welded_as_numpy_would(rows):
+    _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    for found, expected in zip(_distinct_rows(rows), (first, which.reshape(-1)), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_environments_of_one_process_look_alike():
