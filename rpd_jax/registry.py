@@ -17,7 +17,7 @@ _Kind = TypeVar("_Kind")
 @functools.cache
 def names(group: str) -> tuple[str, ...]:
     """The names that the installed packages offer in a group, in alphabetical order."""
-    return tuple(sorted({entry.name for _, entry in _entries(group)}))
+    return tuple(sorted({entry.name for _, entry in _entries() if entry.group == group}))
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def load(group: str, name: str, kind: type[_Kind]) -> _Kind:
     Raises:
         UserError: nobody offers it, two packages do, or the one that does cannot be imported or offers something else.
     """
-    offers = [(package, entry) for package, entry in _entries(group) if entry.name == name]
+    offers = [(package, entry) for package, entry in _entries() if (entry.group, entry.name) == (group, name)]
     if not offers:
         close = difflib.get_close_matches(name, names(group), n=1)
         mend = f"did you mean {close[0]!r}?" if close else "install the package that offers it."
@@ -52,10 +52,9 @@ def load(group: str, name: str, kind: type[_Kind]) -> _Kind:
 
 
 @functools.cache
-def _entries(group: str) -> tuple[tuple[str, metadata.EntryPoint], ...]:
-    """The entry points of a group with their package's name.
+def _entries() -> tuple[tuple[str, metadata.EntryPoint], ...]:
+    """The entry points of all groups with their package's name: a file of each installed package is read.
 
     Not `metadata.entry_points`: that hides an installation behind what an older one left in the current folder.
     """
-    found = [(package.name, entry) for package in metadata.distributions() for entry in package.entry_points]
-    return tuple((package, entry) for package, entry in found if entry.group == group)
+    return tuple((package.name, entry) for package in metadata.distributions() for entry in package.entry_points)
