@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup train test test-numeric test-processors lint docs gpu-check openvla-env openpi-env lerobot-env lerobot06-env
+.PHONY: setup train test test-others test-numeric test-processors lint docs gpu-check openvla-env openpi-env lerobot-env lerobot06-env
 
 # Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
@@ -31,22 +31,24 @@ train: $(VENV)/.train-ready
 
 # Three at a time on two cores: most tests keep one busy, and wait for processes that start. Those of one file share
 # what they build. Most programs that tests compile are compiled in a hurry (tests/conftest.py); the numbers that must
-# hold everywhere are then seen as users compile them.
-PYTEST = $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+# hold everywhere are seen as users compile them, in a process beside the others, which says at its end what it found.
+PYTEST = $(BIN)/python -m pytest --dist=loadfile --no-loadscope-reorder
 NUMERIC := $(addprefix tests/rpd_jax/learning/test_,losses.py advantages.py update_variations.py) \
 	$(addprefix tests/rpd_jax/student/test_,convolution.py winograd.py) tests/octo_teacher/model/test_octo_reference.py
 
 test:
 	@$(MAKE) --no-print-directory --jobs=3 setup openpi-env lerobot-env
 ifeq ($(ARGS),)
-	$(PYTEST) $(addprefix --ignore=,$(NUMERIC))
-	@$(MAKE) --no-print-directory test-numeric
+	@$(MAKE) --no-print-directory --jobs=2 test-others test-numeric
 else
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --numprocesses=3 $(ARGS)
 endif
 
+test-others: setup
+	$(PYTEST) --numprocesses=3 $(addprefix --ignore=,$(NUMERIC))
+
 test-numeric: setup
-	XLA_FLAGS= $(PYTEST) $(NUMERIC)
+	@found=$$(XLA_FLAGS= $(PYTEST) $(NUMERIC) 2>&1); status=$$?; echo "$$found"; exit $$status
 
 # Rounding differs between processors: the learner's numbers also hold on those without AVX, and without AVX-512. Each
 # keeps one core busy: `make --jobs=2 --output-sync test-processors`.
