@@ -15,7 +15,7 @@ setup: $(VENV)/.ready
 
 # torch goes first: a range that admits newer releases would pull gigabytes of CUDA packages on a machine without a GPU.
 $(VENV)/.train-ready: pyproject.toml constraints.txt setup/system_packages.sh setup/can_render.py setup/backports_source.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; $(PYTHON) is older: run 'make PYTHON=python3.12 ...'." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "Python 3.11 or 3.12 is needed and $(PYTHON) is another (of mplib, which ManiSkill requires, there is no build for newer ones): run 'make PYTHON=python3.12 ...'; 'uv python install 3.12' brings one." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment: on Debian and Ubuntu run 'apt-get install python3-venv' as root." >&2; exit 1; }
 	$(PIP) $(TORCH)
 	$(PIP) --constraint constraints.txt --editable .

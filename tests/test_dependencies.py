@@ -16,6 +16,7 @@ from rpd_jax.command.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SUPPORTED = SpecifierSet(PROJECT["requires-python"])
 PACKAGES = ("rpd_jax", "octo_teacher", "openvla_bridge", "configs")
 OURS = {*PACKAGES, "tests", "train", "finetune_octo"}
 OF_TESTS = {path.stem for path in (ROOT / "tests").rglob("*.py")}
@@ -106,9 +107,24 @@ def test_the_workers_environment_asks_for_the_same_versions():
     assert set(PROJECT["optional-dependencies"]["openvla"]) <= wanted
 
 
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_make_and_pip_refuse_the_same_pythons(version, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.version_info = ({version.replace('.', ', ')}, 9, 'final', 0)\n"
+        "if sys.argv[1] != '-c':\n    sys.exit('began')\nexec(sys.argv[2])\n"
+    )
+    python.chmod(0o755)
+    command = ["make", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}", "setup"]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert outcome.returncode == 2
+    assert ("began" in outcome.stderr) == (f"{version}.9" in SUPPORTED)
+    assert ("Python 3.11 or 3.12 is needed" in outcome.stderr) == (f"{version}.9" not in SUPPORTED)
+
+
 def test_pinned_versions_are_for_the_oldest_python_too():
     """With one that is not, pip compares versions of all others for ever: Debian 12 has Python 3.11.2."""
-    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    oldest = next(version for version in ("3.10.0", "3.11.0", "3.12.0") if version in SUPPORTED)
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert len(pins) > 100
     for name, version in (pin.split("==") for pin in pins):
