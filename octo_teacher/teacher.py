@@ -100,7 +100,7 @@ class OctoTeacher(Teacher):
         dtype = PRECISIONS[precision]
         self.module = with_dtype(model.module, dtype)
         self.params = cast_weights(model.params, dtype)
-        self._prefixes: dict[str, tuple[Prefix, dict[str, Any]]] = {}
+        self._prefixes: dict[str, tuple[bool, Prefix, dict[str, Any]]] = {}
         self._fitting: set[tuple[int, int]] = set()  # frames and samples for which there was memory
 
     @classmethod
@@ -201,7 +201,7 @@ class OctoTeacher(Teacher):
         self, rgb: jax.Array, instruction: str, key: jax.Array, num_samples: int = 1
     ) -> tuple[jax.stages.Traced, tuple[Any, ...]]:
         """Returns the program that `act` would run on one chunk of exactly these frames, and its arguments."""
-        static, traced = 5, (*self._arguments(instruction, num_samples), rgb, key, np.int32(0))
+        static, traced = 6, (*self._arguments(instruction, num_samples), rgb, key, np.int32(0))
         return _label.trace(*traced), traced[static:]
 
     def padded_size(self, count: int) -> int:
@@ -228,15 +228,20 @@ class OctoTeacher(Teacher):
     def _arguments(self, instruction: str, num_samples: int) -> tuple[Any, ...]:
         if instruction not in self._prefixes:
             tasks = self.tasks(instruction)
-            self._prefixes[instruction] = _encode_prefix(self.module, self.params, tasks), tasks
+            prefix = _encode_prefix(self.module, self.params, tasks)
+            all_visible = all(bool(group.mask.all()) for group in prefix.groups.values())
+            self._prefixes[instruction] = all_visible, prefix, tasks
+        all_visible, prefix, tasks = self._prefixes[instruction]
         return (
             self.module,
             self.camera,
             self.image_size,
             num_samples,
             self._gripper,
+            all_visible,
             self.params,
-            *self._prefixes[instruction],
+            prefix,
+            tasks,
             self._statistics,
         )
 
@@ -288,18 +293,20 @@ def _encode_prefix(module: OctoModule, params: Any, tasks: Any) -> Prefix:
     return module.apply({"params": params}, tasks, method="encode_prefix")
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _label(module, camera, image_size, num_samples, gripper, params, prefix, tasks, statistics, *seen):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _label(module, camera, image_size, num_samples, gripper, all_visible, params, prefix, tasks, statistics, *seen):
     """The first action of each frame's chunk, [S, B, A]; arguments as of `_normalised_chunks`."""
-    chunks = _normalised_chunks(module, camera, image_size, num_samples, params, prefix, tasks, statistics, *seen)
-    return _environment_s(chunks[:, :, 0], statistics, gripper)
+    network = module, camera, image_size, num_samples, all_visible, params, prefix, tasks
+    return _environment_s(_normalised_chunks(*network, statistics, *seen)[:, :, 0], statistics, gripper)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _label_chunks(module, camera, image_size, num_samples, gripper, params, prefix, tasks, statistics, *seen):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _label_chunks(
+    module, camera, image_size, num_samples, gripper, all_visible, params, prefix, tasks, statistics, *seen
+):
     """Each frame's whole chunk, [S, B, H, A]."""
-    chunks = _normalised_chunks(module, camera, image_size, num_samples, params, prefix, tasks, statistics, *seen)
-    return _environment_s(chunks, statistics, gripper)
+    network = module, camera, image_size, num_samples, all_visible, params, prefix, tasks
+    return _environment_s(_normalised_chunks(*network, statistics, *seen), statistics, gripper)
 
 
 def _environment_s(actions: jax.Array, statistics: ActionStatistics, gripper: str) -> jax.Array:
@@ -311,6 +318,7 @@ def _normalised_chunks(
     camera: str,
     image_size: tuple[int, int],
     num_samples: int,
+    all_visible: bool,
     params: Any,
     prefix: Prefix,
     tasks: Any,
@@ -330,6 +338,7 @@ def _normalised_chunks(
         jnp.ones((batch, 1), bool),
         prefix=prefix,
         readout_only=True,
+        all_visible=all_visible,
         sample_shape=(num_samples,),
         embodiment_action_dim=statistics.action_dim,
         noise=frame_noise(key, start + jnp.arange(batch), num_samples, module.heads["action"]),

@@ -52,6 +52,7 @@ class BlockTransformer(nn.Module):
         train: bool,
         cache: tuple[KeyValue, ...] | None = None,
         only: Sequence[str] | None = None,
+        all_visible: bool = False,
     ) -> tuple[dict[str, TokenGroup], tuple[KeyValue, ...]]:
         """Encodes the sequence [prefix groups, then all timestep groups for each timestep].
 
@@ -60,6 +61,8 @@ class BlockTransformer(nn.Module):
             timestep_groups: name -> tokens [B, W, n, d].
             cache: keys and values of the prefix, which is then not computed.
             only: timestep groups that are wanted, at the last timestep; the rest of the last layer is not computed.
+            all_visible: no token is padding or hidden: the groups' masks are not looked at, so that who attends to whom
+                is known while tracing.
 
         Returns:
             name -> encoded group, and per layer the keys and values that were computed.
@@ -80,7 +83,9 @@ class BlockTransformer(nn.Module):
             tokens.append(joined.tokens.reshape(batch, -1, joined.tokens.shape[-1]))
             visible.append(joined.mask.reshape(batch, -1))
         tokens, visible = jnp.concatenate(tokens, axis=1), jnp.concatenate(visible, axis=1)
-        mask = jnp.logical_and(layout.rules(), visible[:, None, None, :])
+        mask = layout.rules()[None, None]
+        if not all_visible:
+            mask = jnp.logical_and(mask, visible[:, None, None, :])
         self.sow("intermediates", "attention_mask", mask)
         if cache is not None:
             mask = mask[:, :, layout.prefix_length :]
@@ -156,6 +161,7 @@ class OctoTransformer(nn.Module):
         prefix: Prefix | None = None,
         prefix_only: bool = False,
         only: Sequence[str] | None = None,
+        all_visible: bool = False,
     ) -> dict[str, TokenGroup] | Prefix:
         """Runs the transformer.
 
@@ -168,6 +174,7 @@ class OctoTransformer(nn.Module):
                 outputs lack them.
             prefix_only: return the `Prefix` of `tasks` and look at nothing else.
             only: groups whose outputs at the last timestep are wanted; nothing else is returned.
+            all_visible: the caller knows that no timestep is padding and no group is hidden.
 
         Returns:
             Encoded groups by name: "task_*" [B, n, d], "obs_*" and "readout_*" [B, W, n, d], and their concatenations
@@ -206,6 +213,7 @@ class OctoTransformer(nn.Module):
             train=train,
             cache=None if prefix is None else prefix.layers,
             only=only,
+            all_visible=all_visible,
         )
         for kind in ("task", "obs"):
             groups = [group for name, group in outputs.items() if name.startswith(f"{kind}_")]
@@ -260,6 +268,7 @@ class OctoModule(nn.Module):
         *,
         prefix: Prefix | None = None,
         readout_only: bool = False,
+        all_visible: bool = False,
         train: bool = False,
         **head_kwargs: Any,
     ) -> jax.Array:
@@ -268,6 +277,7 @@ class OctoModule(nn.Module):
         Args:
             prefix: see `OctoTransformer.__call__`.
             readout_only: compute no more of the last layer than the head reads, where that is at the last timestep.
+            all_visible: see `OctoTransformer.__call__`.
             head_kwargs: arguments of the head's `predict_action`.
         """
         head = self.heads["action"]
@@ -287,6 +297,7 @@ class OctoModule(nn.Module):
             train=train,
             prefix=prefix,
             only=read if readout_only else None,
+            all_visible=all_visible,
         )
         return head.predict_action(outputs, train=train, **head_kwargs)
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from octo_teacher.model.fused_attention import attention, fused_attention, unnormalized_softmax
+from octo_teacher.model.fused_attention import KeyValue, attention, attention_for_labels, scaled, unnormalized_softmax
 from octo_teacher.model.token_groups import TokenGroup
-
-KeyValue = tuple[jax.Array, jax.Array]
 
 
 class MlpBlock(nn.Module):
@@ -51,7 +50,7 @@ class MultiHeadDotProductAttention(nn.Module):
         self,
         queries: jax.Array,
         x: jax.Array,
-        mask: jax.Array | None,
+        mask: jax.Array | np.ndarray | None,
         *,
         deterministic: bool = True,
         prefix: KeyValue | None = None,
@@ -60,7 +59,8 @@ class MultiHeadDotProductAttention(nn.Module):
         """Attends from `queries` [B, Q, d] to `x` [B, K, d], and to the cached `prefix` before it.
 
         Args:
-            mask: bool, broadcastable to [B, 1, Q, P + K]; None if everything is visible.
+            mask: bool, broadcastable to [B, 1, Q, P + K]; a NumPy array where it is known while tracing, which is
+                faster, see `attention_for_labels`; None if everything is visible.
             prefix: keys and values [B or 1, P, heads, head_dim].
             few_queries: do not compute the keys and values of `x`; see `_attend_without_keys`. Not for initialising.
 
@@ -76,28 +76,27 @@ class MultiHeadDotProductAttention(nn.Module):
             return dense(tokens.reshape(-1, features)).reshape(*tokens.shape[:2], *shape)
 
         query = project(queries, "query")
-        query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
         if few_queries:
-            own, y = None, self._attend_without_keys(query, x, mask, prefix)
+            own, y = None, self._attend_without_keys(scaled(query), x, mask, prefix)
         else:
             own = key, value = project(x, "key"), project(x, "value")
-            if prefix is not None:
-                key, value = (
-                    jnp.concatenate([jnp.broadcast_to(cached, (new.shape[0], *cached.shape[1:])), new], axis=1)
-                    for cached, new in zip(prefix, own, strict=True)
-                )
             if deterministic and self.dtype == jnp.bfloat16:
-                y = fused_attention(query, key, value, mask)
+                y = attention_for_labels(query, own, prefix, mask)
             else:
+                if prefix is not None:
+                    key, value = (
+                        jnp.concatenate([jnp.broadcast_to(cached, (new.shape[0], *cached.shape[1:])), new], axis=1)
+                        for cached, new in zip(prefix, own, strict=True)
+                    )
                 drop = nn.Dropout(self.dropout_rate, deterministic=deterministic)
-                y = attention(query, key, value, mask, drop)
+                y = attention(scaled(query), key, value, mask, drop)
         out = nn.DenseGeneral(
             features, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out"
         )
         return out(y.reshape(-1, *shape)).reshape(queries.shape), own
 
     def _attend_without_keys(
-        self, query: jax.Array, x: jax.Array, mask: jax.Array | None, prefix: KeyValue | None
+        self, query: jax.Array, x: jax.Array, mask: jax.Array | np.ndarray | None, prefix: KeyValue | None
     ) -> jax.Array:
         """Attention of scaled queries [B, Q, heads, head_dim] to `x`, [B, Q, heads, head_dim], without dropout.
 
@@ -163,7 +162,7 @@ class Encoder1DBlock(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array | None,
+        mask: jax.Array | np.ndarray | None,
         *,
         deterministic: bool,
         prefix: KeyValue | None = None,
@@ -209,7 +208,7 @@ class Transformer(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array | None,
+        mask: jax.Array | np.ndarray | None,
         *,
         train: bool,
         prefix: tuple[KeyValue, ...] | None = None,
@@ -218,7 +217,7 @@ class Transformer(nn.Module):
         """Encodes `x` [B, n, d].
 
         Args:
-            mask: bool, broadcastable to [B, 1, n, P + n]; None if everything is visible.
+            mask: bool, broadcastable to [B, 1, n, P + n]; None if everything is visible. A NumPy array is faster.
             prefix: per layer, keys and values of P tokens before `x` that do not depend on it.
             rows: the only rows of the output that are wanted; the last layer computes no others.
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from octo_teacher.model.fused_attention import attention, fused_attention
+from octo_teacher.model.fused_attention import attention, attention_for_labels, fused_attention, scaled
 from octo_teacher.model.transformer import MAPHead
 
 BATCH, QUERIES, KEYS, HEADS, HEAD_DIM = 3, 21, 37, 4, 64
@@ -18,12 +18,12 @@ def arguments(masked):
         for k, n in zip(keys, (QUERIES, KEYS, KEYS), strict=False)
     )
     mask = jax.random.bernoulli(keys[3], 0.5, (1, 1, QUERIES, KEYS)) if masked else None
-    return query / 8, key, value, mask  # √64
+    return query, key, value, mask
 
 
 def expected(query, key, value, mask):
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    scores = np.einsum("bqhd,bkhd->bhqk", query, key)
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(HEAD_DIM)
     if mask is not None:
         scores = np.where(mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -40,7 +40,59 @@ def assert_is_attention(function, masked):
 @pytest.mark.parametrize("masked", [False, True])
 def test_fused_attention_is_attention(masked):
     assert_is_attention(fused_attention, masked)
-    assert_is_attention(attention, masked)
+    assert_is_attention(lambda query, *others: attention(scaled(query), *others), masked)
+
+
+def rules(kind):
+    """bool [Q, P + K]: a frame's tokens do not see the readout behind them."""
+    mask = np.ones((QUERIES, KEYS), bool)
+    if kind == "readout":
+        mask[:-1, -1] = False
+    elif kind == "two readouts":
+        mask[:-2, -2:] = False
+        mask[-2, -1] = mask[-1, -2] = False
+    elif kind == "prefix alone":
+        mask[:-1, 3:] = False
+    elif kind == "all over":
+        mask = np.random.default_rng(0).random((QUERIES, KEYS)) < 0.5
+    return mask[None, None]
+
+
+KINDS = ("everything", "readout", "two readouts", "prefix alone", "all over")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prefix_rows, prefix_batch", [(0, 1), (16, 1), (16, BATCH)])
+def test_attention_behind_a_prefix_whose_mask_is_known(kind, prefix_rows, prefix_batch):
+    query, key, value, _ = arguments(masked=False)
+    prefix = None
+    if prefix_rows:
+        prefix = tuple(each[:prefix_batch, :prefix_rows] for each in (key, value))
+        key, value = (
+            jnp.concatenate([jnp.broadcast_to(cached, (BATCH, *cached.shape[1:])), each[:, prefix_rows:]], axis=1)
+            for cached, each in zip(prefix, (key, value), strict=True)
+        )
+    own = key[:, prefix_rows:], value[:, prefix_rows:]
+    mask = rules(kind)
+    # Twice, the second time as a mask that is known when it runs.
+    for given in (mask, jnp.asarray(mask)):
+        y = attention_for_labels(query, own, prefix, given)
+        np.testing.assert_allclose(np.asarray(y, np.float64), expected(query, key, value, mask), atol=0.02)
+        assert y.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernel_gets_a_mask_only_where_it_needs_one(kind):
+    """With a mask it takes three times as long on a GPU (docs/gpu.md)."""
+    query, key, value, _ = arguments(masked=False)
+    prefix, own = (key[:1, :16], value[:1, :16]), (key[:, 16:], value[:, 16:])
+    jaxpr = jax.make_jaxpr(lambda *given: attention_for_labels(*given, rules(kind)))(query, own, prefix)
+    (kernel,) = (equation for equation in jaxpr.eqns if equation.params.get("name") == "fused_attention")
+    given = [variable.aval for variable in kernel.invars]
+    needs_one = kind in ("prefix alone", "all over")
+    assert any(aval.dtype == bool for aval in given) == needs_one
+    unseen = {"readout": 1, "two readouts": 2}.get(kind, 0)
+    assert given[1].shape == (BATCH, KEYS - unseen, HEADS, HEAD_DIM)
 
 
 @pytest.mark.gpu
