@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rpd_jax.command.line import run_command
+from rpd_jax.envs import gpu_physics
 from rpd_jax.errors import UserError
 
 _OUT = flags.DEFINE_string("out", "gpu-check", "Folder for what the parts print.")
@@ -36,7 +37,6 @@ _CONFIG = "--config=configs/push_cube_sparse.py"
 _PAPER = (_CONFIG, "--config.profile=paper", "--config.teacher.checkpoint=octo-nano")
 # Environments in worker processes that draw by the GPU's or the CPU's Vulkan, teacher and student on the device.
 _WORKERS = (_CONFIG, "--config.profile=cpu", "--config.env.backend=cpu", "--config.teacher.eval_episodes=0")
-_PHYSX = "libPhysXGpu_64.so"
 # Where the tests marked gpu are: collecting all others needs what a GPU machine may lack.
 _TESTS = (
     "tests/rpd_jax/learning",
@@ -103,7 +103,7 @@ def parts(workdir: Path) -> list[Part]:
     short = ("--config.eval.episodes=2", "--config.eval.final_episodes=2", "--config.eval.video_episodes=0")
     run = workdir / "gpu_check_run"  # no name that somebody gave a run
     train = (f"--workdir={run}", *short)
-    physx = "" if _has_gpu_physics() else f"SAPIEN's {_PHYSX} is not on this machine"
+    physx = "" if gpu_physics.is_there() else f"SAPIEN's {gpu_physics.LIBRARY} is not on this machine"
     return [
         Part("device", _DEVICE, (), ()),
         Part("doctor", "rpd_jax.doctor", ("--hub_seconds=1",), ("--hub_seconds=0.1",)),
@@ -142,10 +142,6 @@ def parts(workdir: Path) -> list[Part]:
         ),
         Part("paper profile", "rpd_jax.profile", _PAPER, _PAPER, 300.0, physx),
     ]
-
-
-def _has_gpu_physics() -> bool:
-    return any((Path.home() / ".sapien" / "physx").rglob(_PHYSX))
 
 
 def run_part(part: Part, out: Path, tiny: bool) -> Outcome:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import torch
 from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
 
+from rpd_jax.envs import gpu_physics
 from rpd_jax.envs.camera_task import CameraChange, frames, make_task_env, set_drawing, states
 from rpd_jax.envs.vector_env import EpisodeMetrics, Step, episode_seed
 from rpd_jax.errors import UserError
@@ -23,7 +24,7 @@ class ManiSkillEnv:
         ignore_terminations: let episodes run to their limit even when the task succeeded (for evaluation).
 
     Raises:
-        UserError: "physx_cuda" asked for and no CUDA device.
+        UserError: "physx_cuda" asked for and no CUDA device, or SAPIEN's library for it is not to be had.
     """
 
     action_dim = 7
@@ -43,6 +44,8 @@ class ManiSkillEnv:
                 "env.backend='gpu' needs a CUDA device and a PyTorch that sees it, and there is none:"
                 " use env.backend='cpu' or 'auto'."
             )
+        if sim_backend == "physx_cuda":
+            gpu_physics.check_available()
         self.num_envs = num_envs
         self.image_size = task_args["image_size"]
         self.max_episode_steps = max_episode_steps

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from rpd_jax.envs import gpu_physics
 from rpd_jax.envs.camera_task import frames, make_task_env, states
 from rpd_jax.envs.maniskill_env import ManiSkillEnv
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available() or jax.default_backend() != "gpu", reason="no CUDA device"),
+    pytest.mark.skipif(not gpu_physics.is_there(), reason=f"SAPIEN has not fetched {gpu_physics.LIBRARY}"),
 ]
 
 TASK = {"env_id": "PushCube-v1", "image_size": 64, "reward_mode": "sparse", "mesh_detail": 1.0, "camera": {}}
