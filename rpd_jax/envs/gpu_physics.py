@@ -34,6 +34,6 @@ def check_available(releases: str = _RELEASES, seconds: float = _SECONDS) -> Non
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"env.backend='gpu' needs SAPIEN's physics on the GPU, {LIBRARY}, which SAPIEN fetches from {url}, and that "
+            f"env.backend='gpu' needs SAPIEN's GPU physics, {LIBRARY}, which SAPIEN fetches from {url}, and that "
             f"cannot be reached ({reason}): unzip it into {folder()}, or use --config.env.backend=cpu."
         ) from error

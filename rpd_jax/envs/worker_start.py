@@ -20,6 +20,7 @@ _NURSERY_SECONDS = 120.0
 
 _lock = threading.Lock()
 _nursery: _Nursery | None = None
+_cannot_fork = False  # a nursery ended before it forked anything: the next one would
 
 
 def start_worker(inherited: tuple[int, int, int], output: int) -> ForkedProcess | subprocess.Popen:
@@ -29,16 +30,18 @@ def start_worker(inherited: tuple[int, int, int], output: int) -> ForkedProcess 
         inherited: the file descriptors of `cpu_worker.main`; the caller closes its own.
         output: one to which the worker writes what it prints.
     """
-    global _nursery
+    global _nursery, _cannot_fork
     with _lock:
-        try:
-            _nursery = _nursery or _Nursery()
-            return _nursery.fork(inherited, output)
-        except (OSError, EOFError):
-            # It was killed, or could not import the simulator: a worker on its own tells what is wrong with that.
-            if _nursery is not None:
-                _nursery.end()
-                _nursery = None
+        if not _cannot_fork:
+            try:
+                _nursery = _nursery or _Nursery()
+                return _nursery.fork(inherited, output)
+            except (OSError, EOFError):
+                # It was killed, or could not import the simulator: a worker on its own tells what is wrong with that.
+                _cannot_fork = _nursery is None or not _nursery.has_forked
+                if _nursery is not None:
+                    _nursery.end()
+                    _nursery = None
     return subprocess.Popen(
         [sys.executable, "-m", "rpd_jax.envs.cpu_worker", *map(str, inherited)],
         pass_fds=inherited,
@@ -78,7 +81,13 @@ class ForkedProcess:
 
 
 class _Nursery:
-    """The parent's end of rpd_jax.envs.nursery; ends with this process."""
+    """The parent's end of rpd_jax.envs.nursery; ends with this process.
+
+    Attributes:
+        has_forked: whether it could import the simulator, and forked a worker.
+    """
+
+    has_forked = False
 
     def __init__(self):
         ours, theirs = socket.socketpair()
@@ -103,7 +112,9 @@ class _Nursery:
             socket.send_fds(self._descriptors, [b"\0"], [*inherited, output, told])
             if not self._requests.poll(_NURSERY_SECONDS):
                 raise TimeoutError
-            return ForkedProcess(int(self._requests.recv_bytes()), process_status)
+            pid = int(self._requests.recv_bytes())
+            self.has_forked = True
+            return ForkedProcess(pid, process_status)
         finally:
             os.close(told)
 

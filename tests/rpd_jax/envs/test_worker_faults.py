@@ -36,6 +36,28 @@ def test_a_killed_worker_is_named_and_the_others_end():
             env.reset(0)
 
 
+def test_a_simulator_that_cannot_be_imported_is_told_at_once(tmp_path):
+    """Not after an attempt for each worker, one after the other: on a machine of many cores that took minutes."""
+    broken = tmp_path / "sapien"
+    broken.mkdir()
+    attempts = tmp_path / "attempts"
+    told = f"print(sys.orig_argv, file=open({str(attempts)!r}, 'a'))"
+    (broken / "__init__.py").write_text(f"import sys\n{told}\nraise ImportError('no such library')")
+    script = f"""
+        from rpd_jax.envs.cpu_env import CpuVectorEnv
+        CpuVectorEnv({TASK!r}, 4, max_episode_steps=50, workers=4)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "WorkerError" in done.stderr and "no such library" in done.stderr
+    assert attempts.read_text().count("rpd_jax.envs.nursery") == 1
+
+
 def test_a_hanging_worker_is_named_after_the_timeout_and_ended():
     with CpuVectorEnv(TASK, 1, max_episode_steps=50) as env:
         workers = _workers(env)
