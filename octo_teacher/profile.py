@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from rich.console import Console
 
 from octo_teacher.model.architectures import SIZES, architecture
 from octo_teacher.model.octo_module import create_module, param_shapes
@@ -43,6 +44,7 @@ from rpd_jax.action_convention import ACTION_DIM
 from rpd_jax.arithmetic import Work, count_traced, matmul_rate, timings
 from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
+from rpd_jax.kernels import Kernel, kernel_table, measure_kernels
 
 INSTRUCTION = "push the cube away from the robot base"
 
@@ -69,6 +71,7 @@ class Row:
     t5_once_ms: float | None = None
     transformer_ms: float | None = None
     head_ms: float | None = None
+    kernels: list[Kernel] | None = None
 
 
 class FixedIds:
@@ -112,25 +115,39 @@ def median_ms(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
     return 1e3 * statistics.median(clock), 1e3 * statistics.median(processor)
 
 
-def compile_and_measure(traced: jax.stages.Traced, args: tuple[Any, ...], repeats: int) -> tuple[Any, ...]:
-    """Returns seconds to compile, milliseconds per call (clock, processor), FLOPs, and bytes that a call holds."""
+def compile_and_measure(
+    traced: jax.stages.Traced, args: tuple[Any, ...], repeats: int
+) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
+    """Compiles and calls a program.
+
+    Returns:
+        The program, and seconds to compile, milliseconds per call (clock, processor), FLOPs, bytes that a call holds.
+    """
     start = time.perf_counter()
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes if memory else 0
     flops = count_traced(traced.jaxpr, jax.default_backend()).flops
-    return seconds, *median_ms(lambda: compiled(*args), repeats), flops, used
+    return compiled, (seconds, *median_ms(lambda: compiled(*args), repeats), flops, used)
 
 
 def profile_fast(
-    model: OctoModel, precision: str, batch: int, samples: int, peak: float, repeats: int, dataset: str | None
+    model: OctoModel,
+    precision: str,
+    batch: int,
+    samples: int,
+    peak: float,
+    repeats: int,
+    dataset: str | None,
+    kernels: bool = False,
 ) -> Row:
-    """Measures `OctoTeacher` on random frames, and its parts."""
+    """Measures `OctoTeacher` on random frames, and its parts; with `kernels` also what the device does in a call."""
     teacher = OctoTeacher(model, precision=precision, chunk_size=batch, dataset=dataset)
     traced, args = teacher.trace(random_frames(teacher, batch), INSTRUCTION, jax.random.key(0), samples)
-    seconds, call_ms, cpu_ms, flops, used = compile_and_measure(traced, args, repeats)
+    compiled, (seconds, call_ms, cpu_ms, flops, used) = compile_and_measure(traced, args, repeats)
     row = _row("fast", precision, batch, samples, seconds, call_ms, cpu_ms, flops, used, peak)
+    row.kernels = measure_kernels(compiled, args) if kernels else None
     parts = measure_parts(teacher, batch, samples, repeats)
     row.stem_ms, row.t5_once_ms, row.head_ms = parts["stem"], parts["t5"], parts["head"]
     row.transformer_ms = max(0.0, call_ms - parts["stem"] - parts["head"])
@@ -145,7 +162,7 @@ def profile_plain(model: OctoModel, batch: int, samples: int, peak: float, repea
     frames = np.random.default_rng(0).integers(0, 256, (rows, 1, *shape), dtype=np.uint8)
     observations = {camera: jnp.asarray(frames), "timestep_pad_mask": jnp.ones((rows, 1), bool)}
     traced, args = trace_sample_actions(model, observations, model.create_tasks(texts=[INSTRUCTION] * rows))
-    seconds, call_ms, cpu_ms, flops, used = compile_and_measure(traced, args, repeats)
+    _, (seconds, call_ms, cpu_ms, flops, used) = compile_and_measure(traced, args, repeats)
     return _row("plain", "float32", batch, samples, seconds, call_ms, cpu_ms, flops, used, peak)
 
 
@@ -302,6 +319,7 @@ def profile(
     plain: bool = False,
     repeats: int = 5,
     dataset: str | None = None,
+    kernels: bool = False,
 ) -> Iterator[Row]:
     """Yields one row after the other: `OctoTeacher` for every combination, and the plain path in float32."""
     peaks = {precision: matmul_rate(PRECISIONS[precision], repeats) / 1e9 for precision in {*precisions, "float32"}}
@@ -309,7 +327,7 @@ def profile(
     for batch in batches:
         for count in samples:
             for precision in precisions:
-                yield profile_fast(model, precision, batch, count, peaks[precision], repeats, dataset)
+                yield profile_fast(model, precision, batch, count, peaks[precision], repeats, dataset, kernels)
             if plain:
                 yield profile_plain(model, batch, count, peaks["float32"], repeats)
 
@@ -374,6 +392,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define_numbers("samples", (1,), "Samples per frame.", values=values)
     flags.DEFINE_bool("plain", False, "Measure the straightforward path too.", values)
     flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", 1, flag_values=values)
+    flags.DEFINE_integer("kernels", 0, "So many of the device's kernels that take most.", 0, flag_values=values)
     flags.DEFINE_integer("label", None, "Only label so many frames in one call.", 1, flag_values=values)
     flags.DEFINE_bool("count", False, "Count what a call has to do on a CUDA device, and run nothing.", values)
     flags.DEFINE_integer("threads", None, "1 keeps XLA to one thread of the CPU.", 1, 1, flag_values=values)
@@ -398,6 +417,9 @@ def run(values: flags.FlagValues) -> None:
             rows.append(row)
             line = _FORMATS[type(row)](row)
             print(line, file=sys.stderr if values.json else sys.stdout, flush=True)
+            if isinstance(row, Row) and row.kernels is not None and not values.json:
+                title = f"{row.precision}, {row.batch} frames, {row.samples} samples"
+                Console(highlight=False, width=140).print(kernel_table(title, row.kernels, values.kernels))
     if values.json:
         print(json.dumps({"device": device.device_kind, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
     if values.trace:
@@ -414,7 +436,15 @@ def _measured(model: OctoModel, values: flags.FlagValues) -> Iterator[Any]:
         )
     if not values.label:
         precisions, repeats = values.precision, values.repeats
-        return profile(model, values.batch, precisions, values.samples, plain=values.plain, repeats=repeats)
+        return profile(
+            model,
+            values.batch,
+            precisions,
+            values.samples,
+            plain=values.plain,
+            repeats=repeats,
+            kernels=values.kernels > 0,
+        )
     return (
         profile_labelling(model, precision, values.label, samples)
         for precision in values.precision

@@ -94,8 +94,8 @@ class Outcome:
 
 def parts(workdir: Path) -> list[Part]:
     """The parts, in the order of what a reader wants to know first."""
-    sizes = ("--batch=32,128,256", "--precision=float32,bfloat16", "--repeats=5")
-    tiny_octo = ("--architecture=octo-small-1.5", "--batch=1", "--repeats=1")
+    sizes = ("--batch=32,128,256", "--precision=float32,bfloat16", "--repeats=5", "--kernels=12")
+    tiny_octo = ("--architecture=octo-small-1.5", "--batch=1", "--repeats=1", "--kernels=2")
     few = ("--config.env.num_envs=2", "--config.ppo.rollout_steps=4", "--config.ppo.num_minibatches=2")
     small = (*few, "--config.env.workers=1", "--config.env.image_size=40", "--config.student.image_size=40")
     small_plan = ("--config.env.backend=cpu", "--chunk=1", "--teacher=octo-small-1.5", "--measure")

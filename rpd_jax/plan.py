@@ -5,7 +5,8 @@ r"""What an iteration costs on a GPU that is not there, counted from its program
 Every program that an iteration runs is traced with the shapes of the config and counted (`arithmetic.count`), for CUDA.
 The larger of operations over the device's rate and bytes over its bandwidth is the least time that it can take; a
 program that is well made takes 1.5 to 3 times that. The simulator is not a program of ours and is left out.
-`--measure` runs the student's programs on the device that is there, on random frames.
+`--measure` runs the student's programs on the device that is there, on random frames, and tells which of its kernels
+take most of the time.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from rpd_jax.arithmetic import Work, count, nbytes, timings
 from rpd_jax.errors import UserError
+from rpd_jax.kernels import Kernel, measure_kernels
 from rpd_jax.learning import schedules
 from rpd_jax.learning.finite import FINITE_TERMS
 from rpd_jax.learning.learner import Learner, LearnerState
@@ -80,10 +82,10 @@ class Program:
         """What one call has to do."""
         return count(self.function, *self.arguments, platform=platform)
 
-    def on_random_arrays(self) -> Callable[[], Any]:
-        """One call of it, on arrays of this machine's device that are made here."""
+    def compiled(self) -> tuple[jax.stages.Compiled, tuple]:
+        """The program for this machine's device, and arguments: random arrays that are made here."""
         arguments = jax.tree.map(_random, self.arguments, is_leaf=lambda leaf: isinstance(leaf, LearnerState))
-        return functools.partial(self.function, *arguments)
+        return self.function.lower(*arguments).compile(), arguments
 
 
 def student_programs(config: ConfigDict) -> list[Program]:
@@ -208,19 +210,20 @@ def memory_table(config: ConfigDict, programs: list[Program], device: Device) ->
     return table
 
 
-def measure(programs: list[Program], repeats: int = 3) -> dict[str, float]:
-    """Milliseconds in an iteration of each program on this machine's device, on random arrays.
+def measure(programs: list[Program], repeats: int = 3) -> dict[str, tuple[float, list[Kernel]]]:
+    """Milliseconds in an iteration of each program on this machine's device, on random arrays, and its call's kernels.
 
     Raises:
         FloatingPointError: an update met numbers that are not finite: it ended early, and its time means nothing.
     """
     found = {}
     for program in programs:
-        call = program.on_random_arrays()
+        compiled, arguments = program.compiled()
+        call = functools.partial(compiled, *arguments)
         if program.name == "update" and (code := int(call()[1]["nonfinite"])):
             raise FloatingPointError(f"The measured update ended at a {FINITE_TERMS[code - 1]} that is not finite.")
         seconds = statistics.median(clock for clock, _ in timings(call, repeats))
-        found[program.name] = 1e3 * program.calls * seconds
+        found[program.name] = 1e3 * program.calls * seconds, measure_kernels(compiled, arguments, repeats=1)
     return found
 
 

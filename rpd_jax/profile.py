@@ -38,6 +38,7 @@ from rpd_jax.arithmetic import matmul_rate
 from rpd_jax.command.line import read_config, run_command
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
+from rpd_jax.kernels import kernel_table
 from rpd_jax.workers.cost import cpu_seconds, peak_mib
 
 STAGES = ("simulate+render", "student acts", "label", "update")
@@ -150,6 +151,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the 
 _ITERATIONS = flags.DEFINE_integer("iterations", 1, "Iterations to measure, after one that compiles.", lower_bound=1)
 _PLAN = flags.DEFINE_enum("plan", None, sorted(plan.DEVICES), "Count what an iteration would cost on such a GPU.")
 _MEASURE = flags.DEFINE_bool("measure", False, "With --plan: run the student's programs on this machine's device too.")
+_KERNELS = flags.DEFINE_integer("kernels", 12, "With --measure: so many kernels that take most.", lower_bound=0)
 _TEACHER = flags.DEFINE_string("teacher", "octo-base-1.5", "With --plan: a published size of Octo.")
 _CHUNK = flags.DEFINE_integer("chunk", 256, "With --plan: frames that the teacher looks at in a call.", lower_bound=1)
 
@@ -159,8 +161,11 @@ def print_plan(config: ConfigDict) -> None:
     programs = plan.student_programs(config)
     measured = plan.measure(programs) if _MEASURE.value else {}
     console, device = Console(highlight=False, width=140), plan.DEVICES[_PLAN.value]
-    console.print(plan.plan_table(config, programs, device, _TEACHER.value, _CHUNK.value, measured))
+    milliseconds = {name: of_an_iteration for name, (of_an_iteration, _) in measured.items()}
+    console.print(plan.plan_table(config, programs, device, _TEACHER.value, _CHUNK.value, milliseconds))
     console.print(plan.memory_table(config, programs, device))
+    for name, (_, kernels) in measured.items():
+        console.print(kernel_table(f"One call of {name}", kernels, _KERNELS.value))
     if measured:
         console.print(f"Measured on {jax.devices()[0].device_kind}.")
 

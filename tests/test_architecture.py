@@ -31,7 +31,7 @@ FLOORS = {
         ("run",),
         ("policy_server",),
         ("workers", "teachers", "robot_state"),
-        ("tasks", "markdown", "action_convention", "arithmetic"),
+        ("tasks", "markdown", "action_convention", "arithmetic", "kernels"),
         ("registry",),
         ("errors",),
     ),
@@ -60,7 +60,7 @@ FLOORS = {
 }
 # What a teacher's package may use of rpd_jax: the ground, and what it needs where it runs episodes.
 FOR_TEACHERS = {"errors", "tasks", "teachers", "registry", "markdown", "workers", "run", "command", "envs", "acting"}
-FOR_TEACHERS |= {"action_convention", "arithmetic", "robot_state"}
+FOR_TEACHERS |= {"action_convention", "arithmetic", "kernels", "robot_state"}
 # Files (or folders) from which no way leads to JAX; those of a bridge's worker do not reach rpd_jax either.
 WITHOUT_JAX = ("rpd_jax/workers", "rpd_jax/command", "rpd_jax/envs/cpu_worker.py", "rpd_jax/envs/nursery.py")
 WITHOUT_RPD_JAX = ("openvla_bridge/worker.py", "openvla_bridge/model", "openvla_bridge/lerobot")

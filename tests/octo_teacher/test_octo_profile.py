@@ -29,13 +29,14 @@ def test_json_of_fast_and_plain_path(capsys, monkeypatch):
     monkeypatch.setattr(
         profile.OctoModel, "load_pretrained", lambda path: load(path).replace(text_processor=profile.FixedIds(16))
     )
-    measure("--checkpoint", str(TINY), "--batch=2", "--samples=1,3", "--plain", "--repeats=1", "--json")
+    measure("--checkpoint", str(TINY), "--batch=2", "--samples=1,3", "--plain", "--repeats=1", "--json", "--kernels=1")
     out, err = capsys.readouterr()
     one, plain_one, fast, plain = json.loads(out)["rows"]
     assert (fast["path"], plain["path"]) == ("fast", "plain") and fast["batch"] == 2 and fast["samples"] == 3
     # Samples share one pass of the transformer: only the denoising of two more is added.
     assert fast["gflop"] - one["gflop"] < (plain["gflop"] - plain_one["gflop"]) / 2
     assert fast["stem_ms"] > 0 and fast["head_ms"] > 0 and fast["memory_bytes"] > 0
+    assert any("encoderblock_" in kernel["source"] for kernel in fast["kernels"]) and plain["kernels"] is None
     assert err.count("float32") == 4  # a line as soon as each is measured
 
 
