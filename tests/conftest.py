@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+from compiled_in_a_hurry import IN_A_HURRY
 from jaxtyping import install_import_hook
 
 from rpd_jax.command.start import OBJECTS_UNTIL_COLLECTION
@@ -32,16 +33,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-# Most programs of the tests run for less time than compiling them as users do takes: without LLVM's optimisation and
-# XLA's new emitters that is a third. `make test-numeric` sets XLA_FLAGS, so that numbers are those that users get.
+# `make test-numeric` sets XLA_FLAGS, so that numbers are those that users get.
 if "XLA_FLAGS" not in os.environ and shutil.which("nvidia-smi") is None:
-    _QUICKLY = (
-        "backend_optimization_level=0",
-        "llvm_disable_expensive_passes=true",
-        "cpu_use_fusion_emitters=false",
-        "cpu_parallel_codegen_split_count=1",
-    )
-    os.environ["XLA_FLAGS"] = " ".join(f"--xla_{flag}" for flag in _QUICKLY)
+    os.environ["XLA_FLAGS"] = IN_A_HURRY
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,7 @@ import fast_simplification
 import numpy as np
 import sapien.render
 
+from rpd_jax.envs.kept_meshes import kept
 from rpd_jax.envs.shaders import FLAT
 
 # Below this a part has nothing to spare: SAPIEN refuses a mesh that collapsed to nothing.
@@ -115,7 +116,7 @@ def _simplify_part(part, fraction: float, marks: bool) -> sapien.render.RenderSh
         if fraction == 1.0:
             arrays = part.vertices, part.triangles, part.get_vertex_normal(), part.get_vertex_uv()
         else:
-            points, faces = _collapse_edges(part.vertices, part.triangles, fraction)
+            points, faces = kept(part.vertices, part.triangles, fraction, _collapse_edges)
             arrays = _without_normals(points, faces) if marks else _with_normals(points, faces)
             material = _marked_flat(material) if marks else material
         _simplified[key] = sapien.render.RenderShapeTriangleMesh(*arrays, material)

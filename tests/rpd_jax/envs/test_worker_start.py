@@ -3,7 +3,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import textwrap
 
 import psutil
 import pytest
@@ -66,3 +68,19 @@ def test_a_killed_nursery_takes_no_worker_with_it_and_is_replaced():
             assert psutil.Process(orphan.pid).is_running()
         # Nobody tells how this one ends.
         assert orphan.wait(timeout=60) == -signal.SIGKILL
+
+
+def test_pyplot_is_imported_when_it_is_used():
+    script = """
+        import sys
+        from rpd_jax.envs import nursery
+        nursery._Nursery = lambda requests: nursery
+        nursery.serve = lambda: None
+        nursery.main(0)
+        from pytorch_kinematics import ik
+        assert "matplotlib.figure" not in sys.modules, "imported before"
+        ik.plt.figure()
+        assert sys.modules["matplotlib.pyplot"].get_fignums() == ik.plt.get_fignums() == [1]
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_in_a_hurry import IN_A_HURRY
 from plain_update import TERMS, VARIATIONS, plain_loss, plain_minibatch, plain_params, plain_samples, prepare
 
 from rpd_jax.learning import minibatches, schedules
@@ -26,8 +27,9 @@ ROOT = SCRIPT.parents[3]
 
 @pytest.fixture(scope="module")
 def in_float64():
-    """The differences of all variations, from a process of their own."""
+    """The differences of all variations, from a process of their own; how that compiles does not show at 1e-9."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+    environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {IN_A_HURRY}"
     run = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
