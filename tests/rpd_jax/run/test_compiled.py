@@ -24,10 +24,16 @@ print(json.dumps(events))
 """
 
 
+OURS = (
+    compiled.FOLDER,
+    "JAX_COMPILATION_CACHE_MAX_SIZE",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+)
+
+
 def compile_in_a_process(cache: Path) -> tuple[float, dict[str, int]]:
-    ours = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE")
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
-    environment |= {"XDG_CACHE_HOME": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment |= {"XDG_CACHE_HOME": str(cache)}
     run = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and run.stderr == "", run.stderr
     value, events = run.stdout.splitlines()
@@ -52,11 +58,7 @@ def test_a_second_process_compiles_nothing_also_after_a_kill_in_the_middle_of_wr
 
 @pytest.fixture
 def unset(monkeypatch):
-    for name in (
-        compiled.FOLDER,
-        "JAX_COMPILATION_CACHE_MAX_SIZE",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-    ):
+    for name in OURS:
         monkeypatch.setenv(name, "")  # so that the test's end puts it back
         monkeypatch.delenv(name)
     return monkeypatch
