@@ -16,7 +16,7 @@ import jax.numpy as jnp
 _SUMS = ("reduce_sum", "reduce_max", "reduce_min", "cumsum", "argmax", "argmin")
 # One kernel on CUDA, octo_teacher/model/fused_attention.py: of it only arguments and result are read and written.
 _FUSED_ATTENTION = "fused_attention"
-_MOVES = ("gather", "scatter", "scatter-add", "dynamic_slice", "dynamic_update_slice", "sort")
+_MOVES = ("gather", "scatter", "scatter-add", "dynamic_slice", "sort")
 
 
 @dataclasses.dataclass
@@ -154,6 +154,8 @@ def _count_primitive(work: Work, equation: Any) -> None:
         work.bytes = moved
     elif name in _SUMS:
         work.others, work.bytes = float(_size(equation.invars[0].aval)), moved
+    elif name == "dynamic_update_slice":  # in place, where nobody reads what was there
+        work.bytes = 2.0 * nbytes(equation.invars[1].aval)
     elif name in _MOVES:
         work.bytes = 2.0 * sum(map(nbytes, outputs)) if name in ("gather", "dynamic_slice") else moved
     else:

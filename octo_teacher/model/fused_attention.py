@@ -68,7 +68,7 @@ def attention_for_labels(
     if rows == query.shape[1]:
         return y
     others = _attention_in_parts(query[:, rows:], [own] if prefix is None else [prefix, own], mask[:, :, rows:])
-    return y.at[:, rows:].set(others)
+    return jax.lax.dynamic_update_slice_in_dim(y, others, rows, axis=1)
 
 
 # `arithmetic` knows it by this name: its scores are not among the bytes that it moves.

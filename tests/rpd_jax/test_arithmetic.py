@@ -52,6 +52,13 @@ def test_types_are_counted_apart():
     assert count(both, A, B).products == {"float32": 1024.0, "bfloat16": 1024.0}
 
 
+def test_rows_that_are_put_into_an_array_are_moved_and_the_others_stay():
+    whole, rows = jnp.zeros((100, 8)), jnp.zeros((3, 8))
+    work = count(lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, 5, axis=0), whole, rows)
+    by_the_call = 2 * whole.nbytes + rows.nbytes
+    assert work.bytes == by_the_call + 2 * rows.nbytes
+
+
 def test_fused_attention_moves_its_arguments_and_its_result_only():
     query, key = jnp.zeros((2, 5, 3, 8), jnp.bfloat16), jnp.zeros((2, 7, 3, 8), jnp.bfloat16)
     work = count(fused_attention, query, key, key, jnp.ones((1, 1, 5, 7), bool))
