@@ -31,11 +31,10 @@ class Kernel:
 
 
 def measure_kernels(compiled: jax.stages.Compiled, arguments: Sequence[Any], repeats: int = 3) -> list[Kernel]:
-    """The kernels of `compiled(*arguments)`, those that take most first, after a call that is not counted.
+    """The kernels of `compiled(*arguments)`, which has run before, those that take most first.
 
     On a CPU the times of threads that compute at once are added up.
     """
-    jax.block_until_ready(compiled(*arguments))
     seconds, calls = Counter(), Counter()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

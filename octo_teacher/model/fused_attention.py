@@ -57,13 +57,11 @@ def attention_for_labels(
     Returns:
         [B, Q, heads, head_dim].
     """
-    alike = _seen_by_most(mask)
+    before = 0 if prefix is None else prefix[0].shape[1]
+    alike = _seen_by_most(mask, at_least=before)
     if alike is None:
         return fused_attention(query, *_joined(prefix, own), mask)
     rows, keys = alike
-    before = 0 if prefix is None else prefix[0].shape[1]
-    if keys < before:
-        return fused_attention(query, *_joined(prefix, own), mask)
     y = fused_attention(query, *_joined(prefix, tuple(each[:, : keys - before] for each in own)), None)
     if rows == query.shape[1]:
         return y
@@ -98,15 +96,18 @@ def unnormalized_softmax(logits: jax.Array, mask: jax.Array | np.ndarray | None)
     return weights, weights.sum(axis=-1, keepdims=True)
 
 
-def _seen_by_most(mask: jax.Array | np.ndarray | None) -> tuple[int, int] | None:
-    """(rows, keys) where the first `rows` queries see the first `keys` keys and no others, and few queries are left."""
+def _seen_by_most(mask: jax.Array | np.ndarray | None, at_least: int) -> tuple[int, int] | None:
+    """(rows, keys) where the first `rows` queries see the first `keys` keys and no others, and few queries are left.
+
+    None where that is not so, or is not known while tracing, or the keys are fewer than `at_least`.
+    """
     if not isinstance(mask, np.ndarray) or mask.shape[:2] != (1, 1):
         return None
     rules = mask[0, 0]
     keys = int(rules[0].sum())
     same = (rules == (np.arange(rules.shape[1]) < keys)).all(axis=1)
     rows = len(rules) if same.all() else int(same.argmin())
-    return (rows, keys) if rows > 0 and len(rules) - rows <= _FEW else None
+    return (rows, keys) if rows > 0 and len(rules) - rows <= _FEW and keys >= at_least else None
 
 
 def _joined(prefix: KeyValue | None, own: KeyValue) -> KeyValue:

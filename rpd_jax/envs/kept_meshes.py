@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rpd_jax.run.cache import cache_folder
+from rpd_jax.run.whole_file import replacing
 
 Mesh = tuple[np.ndarray, np.ndarray]
 # What the result depends on besides the mesh: to be raised where `_collapse_edges` gives others.
@@ -29,8 +28,8 @@ def kept(vertices: np.ndarray, triangles: np.ndarray, fraction: float, collapse:
     mesh = _read(path)
     if mesh is None:
         mesh = collapse(vertices, triangles, fraction)
-        with contextlib.suppress(OSError):
-            _write(path, mesh)
+        with contextlib.suppress(OSError), replacing(path) as scratch:
+            np.savez(scratch, points=mesh[0], faces=mesh[1])
     return mesh
 
 
@@ -44,15 +43,3 @@ def _read(path: Path) -> Mesh | None:
     types = points.dtype == np.float32 and np.issubdtype(faces.dtype, np.integer)
     fits = shapes and types and len(faces) and faces.min() >= 0 and faces.max() < len(points)
     return (points, faces) if fits else None
-
-
-def _write(path: Path, mesh: Mesh) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, points=mesh[0], faces=mesh[1])
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise

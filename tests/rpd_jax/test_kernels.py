@@ -16,7 +16,9 @@ def kernels():
         return jnp.linalg.qr(x)[1].sum()
 
     x = jnp.ones((SIZE, SIZE))
-    return measure_kernels(jax.jit(program).lower(x, x).compile(), (x, x), repeats=2)
+    compiled = jax.jit(program).lower(x, x).compile()
+    jax.block_until_ready(compiled(x, x))
+    return measure_kernels(compiled, (x, x), repeats=2)
 
 
 def test_what_a_loop_repeats_counts_as_often_as_it_runs(kernels):
