@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from compiled_in_a_hurry import IN_A_HURRY
 from jaxtyping import install_import_hook
 
 from rpd_jax.command.start import OBJECTS_UNTIL_COLLECTION
+from rpd_jax.run.compiled import FOLDER, remove_incomplete
 
 # Threads that wait at full speed are in the other processes' way: OpenBLAS has one, as in rpd_jax.command.start, and
 # PyTorch's sleep at once.
@@ -25,12 +25,15 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 gc.disable()  # while the files of tests are imported: all of that stays
 
-# What one process of the tests has compiled the others load: those of pytest-xdist, train.py's, Octo's. A folder of
-# this session alone: programs compiled on another machine, for its processor, are none to trust numbers to.
-_CACHE = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _CACHE = tempfile.mkdtemp(prefix="rpd-jax-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+# What one process of the tests has compiled the others load: those of pytest-xdist, train.py's, Octo's; and the next
+# tests, since its key holds the program, the compiler with its options, and what the processor can do.
+_COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+_MOST_COMPILED = 1 << 30  # bytes
+if FOLDER not in os.environ:
+    if sum(file.stat().st_size for file in _COMPILED.glob("*")) > _MOST_COMPILED:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
+    remove_incomplete(_COMPILED)
+    os.environ[FOLDER] = str(_COMPILED)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # `make test-numeric` sets XLA_FLAGS, so that numbers are those that users get.
@@ -54,11 +57,6 @@ def what_is_there_stays():
     """No collection of garbage, ManiSkill asks for two at each scene, goes through what earlier files left."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure():
-    if _CACHE is not None:
-        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 # The annotations of arrays are compared with every call in the tests; a run does without.
