@@ -4,7 +4,8 @@ What keeps its shape keeps its weights; the rest is drawn anew, and named.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,30 +71,38 @@ def adapt_model(
     example_batch = _example_batch(model, network, camera_sizes, window, action_horizon, action_dim)
     module = create_module(config, _asset_folder(model), model.params)
     params = model.params
-    if not _same_shapes(params, param_shapes(module, example_batch)):
-        params, renewed = merge_params(params, init_params(module, example_batch, rng))
+    shapes = param_shapes(module, example_batch)
+    if not _same_shapes(params, shapes):
+        params, renewed = _renewed_params(params, shapes, partial(init_params, module, example_batch, rng))
         if renewed:
             notes.append(f"new weights in {', '.join(renewed)}")
     return model.replace(module=module, config=config, params=params, example_batch=example_batch), notes
 
 
-def merge_params(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Returns `new` with the values of `old` wherever name and shape agree, and the parts that kept new values.
+def _renewed_params(
+    old: Mapping[str, Any], shapes: Mapping[str, Any], draw: Callable[[list[tuple[str, ...]]], dict[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Parameters of these shapes: those of `old` wherever name and shape agree, and the names of the parts that others
+    were drawn for.
 
     Of position embeddings that only have more timesteps or tokens, the common ones are kept.
     """
-    old, new = (traverse_util.flatten_dict(dict(tree)) for tree in (old, new))
+    old, shapes = (traverse_util.flatten_dict(dict(tree)) for tree in (old, shapes))
+    params = {path: jnp.asarray(old[path]) for path, leaf in shapes.items() if _shape(old.get(path)) == leaf.shape}
+    missing = [path for path in shapes if path not in params]
+    drawn = traverse_util.flatten_dict(draw(missing)) if missing else {}
     renewed = set()
-    for path, leaf in new.items():
-        known = old.get(path)
-        if known is not None and known.shape == leaf.shape:
-            new[path] = jnp.asarray(known)
-            continue
+    for path, leaf in drawn.items():
         renewed.add("/".join(path[:2] if path[0] == "octo_transformer" else path[:1]))
+        known = old.get(path)
         if known is not None and path[-1].endswith("pos_embedding") and known.ndim == leaf.ndim:
             common = tuple(slice(0, min(sizes)) for sizes in zip(known.shape, leaf.shape, strict=True))
-            new[path] = leaf.at[common].set(jnp.asarray(known)[common])
-    return traverse_util.unflatten_dict(new), sorted(renewed)
+            drawn[path] = leaf.at[common].set(jnp.asarray(known)[common])
+    return traverse_util.unflatten_dict(params | drawn), sorted(renewed)
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | None:
+    return None if leaf is None else leaf.shape
 
 
 def _same_shapes(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from glibc_memory import WITH_GLIBC
 
 from octo_teacher.octo_model import OctoModel
 
@@ -43,7 +44,7 @@ with contextlib.ExitStack() as stack:
 @pytest.mark.slow
 def test_a_step_without_memory_is_one_sentence_and_the_checkpoint_before_is_kept(micro_octo, bright_demos, tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(micro_octo), str(bright_demos), str(tmp_path / "run")]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    run = subprocess.run(command, cwd=ROOT, env=WITH_GLIBC, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr
     last = run.stdout.strip().splitlines()[-1]
     assert last.startswith("refused: Memory ran out while fine-tuning ("), run.stdout

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from glibc_memory import WITH_GLIBC
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -34,7 +35,7 @@ print(teacher.chunk_size, np.any(alike, axis=0).sum())
 
 def run(folder, mebibytes):
     command = [sys.executable, "-c", SCRIPT, str(folder), str(mebibytes)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, cwd=ROOT, env=WITH_GLIBC, capture_output=True, text=True, timeout=500)
 
 
 @pytest.mark.slow

@@ -30,20 +30,37 @@ def in_convention(chunks):
     return np.clip(turned, -1.0, 1.0)
 
 
+def one_by_one(teacher, lerobot, sentence):
+    """The chunks [B, 4, 7] of frames that are each labelled alone."""
+    frames, seen = lerobot.frames, lerobot.states
+    return np.stack(
+        [
+            teacher.act(frames[i : i + 1], sentence, lerobot.key, first_frame=i, steps=4, state=seen[i : i + 1])[0, 0]
+            for i in range(len(frames))
+        ]
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["act", "diffusion"])
-def test_labels_are_lerobot_s_own(lerobot, kind):
+def test_a_policy_is_found_by_its_name_and_its_labels_are_lerobot_s_own(lerobot):
     """A frame alone: bit for bit what `select_action` gives for the frame's seed, the whole chunk."""
-    teacher = teach(lerobot, kind)
+    config = ConfigDict(default.get_config().to_dict())
+    config.teacher.update(name="lerobot", checkpoint=str(lerobot.folder / "act"), python=lerobot.python, state="joints")
+    config.teacher.update(devices=("cpu",), batch_size=1)
+    config.env.image_size = 64
+    config.student.image_size = 64
+    resolved = settings.resolve(config)
+    teacher = load_teacher(resolved)
     try:
         assert teacher.horizon == 4 and teacher.sees_state
         chunks = teacher.act(lerobot.frames, "push", lerobot.key, steps=4, state=lerobot.states)
         assert isinstance(chunks, jax.Array) and chunks.shape == (1, 5, 4, 7)
-        expected = in_convention(lerobot.chunks[kind])
+        expected = in_convention(lerobot.chunks["act"])
         np.testing.assert_array_equal(chunks[0], expected)
         assert len(np.unique(expected[:, 0], axis=0)) == 5 and np.ptp(expected[..., :6]) > 0.1
-        labels = teacher.act(lerobot.frames, "push", lerobot.key, state=lerobot.states)
+        labels = teacher.act(lerobot.frames, "push", lerobot.key, 2, state=lerobot.states)
         np.testing.assert_array_equal(labels[0], expected[:, 0])
+        np.testing.assert_array_equal(labels[1], labels[0])  # it draws nothing
         with pytest.raises(UserError, match="predicts 4 actions at a time, and 5 are wanted"):
             teacher.act(lerobot.frames, "push", lerobot.key, steps=5, state=lerobot.states)
         with pytest.raises(UserError, match="takes images of 64 x 64 pixels; the frames have 32 x 32"):
@@ -52,6 +69,11 @@ def test_labels_are_lerobot_s_own(lerobot, kind):
             teacher.act(lerobot.frames, "push", lerobot.key)
     finally:
         teacher.close()
+    resolved.env.image_size = 128
+    with pytest.raises(
+        UserError, match=r"takes images of 64 x 64 .*; the frames have 128 x 128: set env.image_size=64\."
+    ):
+        load_teacher(resolved)
 
 
 @pytest.fixture
@@ -83,10 +105,7 @@ def test_smolvla_s_labels_are_lerobot_s_own(lerobot, asked):
     sentence, frames, seen = "push the cube", lerobot.frames, lerobot.states
     try:
         assert teacher.horizon == 4 and teacher.sees_state
-        alone = [
-            teacher.act(frames[i : i + 1], sentence, lerobot.key, first_frame=i, steps=4, state=seen[i : i + 1])[0, 0]
-            for i in range(5)
-        ]
+        alone = one_by_one(teacher, lerobot, sentence)
         np.testing.assert_array_equal(alone, in_convention(lerobot.chunks["smolvla"]))
         whole = np.asarray(teacher.act(frames, sentence, lerobot.key, 2, steps=4, state=seen))
         # The backbone computes in bfloat16; noise of another frame would show in the first digit.
@@ -104,12 +123,18 @@ def test_smolvla_s_labels_are_lerobot_s_own(lerobot, asked):
 
 @pytest.mark.slow
 def test_samples_follow_from_the_key_and_the_frame_on_however_many_devices(lerobot):
-    """Two workers, batches of two: a frame's samples are those that it has alone, and in another part of the batch."""
+    """Two workers, batches of two: a frame's samples are LeRobot's own, alone and in any part of a batch.
+
+    To a rounding: a worker of two has half the threads.
+    """
     teacher = teach(lerobot, "diffusion", devices=("cpu", "cpu"), batch_size=2)
     try:
+        assert teacher.horizon == 4 and teacher.sees_state
         frames, seen = lerobot.frames, lerobot.states
+        alone = in_convention(lerobot.chunks["diffusion"])
+        np.testing.assert_allclose(one_by_one(teacher, lerobot, "push"), alone, atol=1e-5)
         whole = np.asarray(teacher.act(frames, "push", lerobot.key, 3, steps=2, state=seen))
-        np.testing.assert_allclose(whole[0], in_convention(lerobot.chunks["diffusion"])[:, :2], atol=1e-5)
+        np.testing.assert_allclose(whole[0], alone[:, :2], atol=1e-5)
         assert np.abs(whole[0] - whole[1]).max() > 0.1 and np.abs(whole[1] - whole[2]).max() > 0.1
         part = teacher.act(frames[2:], "push", lerobot.key, 3, first_frame=2, steps=2, state=seen[2:])
         np.testing.assert_allclose(part, whole[:, 2:], atol=1e-5)
@@ -117,29 +142,6 @@ def test_samples_follow_from_the_key_and_the_frame_on_however_many_devices(lerob
         assert np.abs(other - whole).max() > 0.1
     finally:
         teacher.close()
-
-
-@pytest.mark.slow
-def test_it_is_found_by_its_name(lerobot):
-    config = ConfigDict(default.get_config().to_dict())
-    config.teacher.update(name="lerobot", checkpoint=str(lerobot.folder / "act"), python=lerobot.python, state="joints")
-    config.teacher.devices = ("cpu",)
-    config.env.image_size = 64
-    config.student.image_size = 64
-    resolved = settings.resolve(config)
-    teacher = load_teacher(resolved)
-    try:
-        labels = teacher.act(lerobot.frames, "push", lerobot.key, 2, state=lerobot.states)
-    finally:
-        teacher.close()
-    # Draws nothing: all samples are alike.
-    np.testing.assert_allclose(labels[0], in_convention(lerobot.chunks["act"])[:, 0], atol=1e-5)
-    np.testing.assert_array_equal(labels[0], labels[1])
-    resolved.env.image_size = 128
-    with pytest.raises(
-        UserError, match=r"takes images of 64 x 64 .*; the frames have 128 x 128: set env.image_size=64\."
-    ):
-        load_teacher(resolved)
 
 
 @pytest.mark.parametrize("task", ["PushCube-v1", "StackCube-v1", "LiftPegUpright-v1"])

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from glibc_memory import WITH_GLIBC
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
@@ -46,7 +47,9 @@ with contextlib.ExitStack() as stack:
 
 @pytest.mark.slow
 def test_an_update_without_memory_is_one_sentence_and_the_state_is_that_of_before():
-    run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=WITH_GLIBC, capture_output=True, text=True, timeout=500
+    )
     assert run.returncode == 0, run.stderr
     last = run.stdout.strip().splitlines()[-1]
     assert last.startswith("refused: Memory ran out in the update (RESOURCE_EXHAUSTED"), run.stdout
