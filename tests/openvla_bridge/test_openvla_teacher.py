@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 from absl import flags
+from glibc_memory import WITH_GLIBC
 from ml_collections import ConfigDict
 from tiny_openvla import IMAGE_SIZE
 
@@ -123,9 +124,10 @@ def test_frames_that_are_none(teacher):
 
 
 @pytest.mark.slow
-def test_a_worker_that_runs_out_of_memory_halves_its_batch_and_says_so(checkpoint):
+def test_a_worker_that_runs_out_of_memory_halves_its_batch_and_says_so(checkpoint, monkeypatch):
     """The limit is the kernel's, on the address space of the real worker: 16 frames at a time do not fit, 8 do."""
     told = []
+    monkeypatch.setenv("LD_PRELOAD", WITH_GLIBC["LD_PRELOAD"])
     worker = WorkerProcess("worker", request_timeout=300.0, say=told.append)
     try:
         worker.greet()

@@ -6,6 +6,7 @@ import pytest
 from flax import traverse_util
 
 from octo_teacher.finetuning.adaptation import adapt_model, camera_sizes
+from octo_teacher.model.octo_module import init_params
 from octo_teacher.octo_model import OctoModel
 
 
@@ -47,6 +48,10 @@ def test_camera_window_horizon_and_dimension_change(model):
     embedding = "octo_transformer/obs_primary_pos_embedding"
     assert after[embedding].shape[1] == 12 and np.abs(after[embedding][:, 10:]).min() > 0
     np.testing.assert_array_equal(after[embedding][:, :10], before[embedding])
+    # What is new is what it would be had all been drawn.
+    whole = traverse_util.flatten_dict(init_params(adapted.module, adapted.example_batch, jax.random.key(0)), sep="/")
+    for name in (name for name in changed if not name.endswith("pos_embedding")):
+        np.testing.assert_allclose(after[name], whole[name], rtol=1e-5, atol=1e-7)
     # What was adapted works as a whole.
     observations = {
         **{f"image_{name}": np.zeros((1, 12, 32, 32, 3), np.uint8) for name in ("primary", "side")},
