@@ -36,6 +36,7 @@ from rpd_jax.acting import collect
 from rpd_jax.acting.stage import Stage, iteration_keys
 from rpd_jax.arithmetic import matmul_rate
 from rpd_jax.command.line import read_config, run_command
+from rpd_jax.cores import usable_cores
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
 from rpd_jax.kernels import kernel_table
@@ -125,10 +126,10 @@ def bound(config: ConfigDict, times: StageTimes, matmul_share: float) -> str:
     total = sum(times.clock.values())
     name = max(times.clock, key=times.clock.get)
     seconds = times.clock[name]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    there = usable_cores()
     busy = times.cores(name)
     on_cpu = name == "simulate+render" or jax.default_backend() == "cpu"
-    usable = min(cores, config.env.workers or cores, config.env.num_envs) if name == "simulate+render" else cores
+    usable = min(there, config.env.workers or there, config.env.num_envs) if name == "simulate+render" else there
     if not on_cpu:
         cause = "the accelerator"
     elif math.isnan(busy):

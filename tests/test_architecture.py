@@ -31,7 +31,7 @@ FLOORS = {
         ("run",),
         ("policy_server",),
         ("workers", "teachers", "robot_state"),
-        ("tasks", "markdown", "action_convention", "arithmetic", "kernels"),
+        ("tasks", "markdown", "action_convention", "arithmetic", "kernels", "cores"),
         ("registry",),
         ("errors",),
     ),

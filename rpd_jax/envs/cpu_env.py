@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 
 import numpy as np
 
+from rpd_jax.cores import usable_cores
 from rpd_jax.envs.vector_env import EpisodeMetrics, Step, episode_seed
 from rpd_jax.envs.worker_start import start_worker
 from rpd_jax.errors import UserError
@@ -87,7 +88,7 @@ class CpuVectorEnv:
         self._memory = create_memory()
         self._workers: list[_WorkerProcess] = []
         self._closed = False
-        count = max(1, min(workers or _available_cores(), num_envs))
+        count = max(1, min(workers or usable_cores(), num_envs))
         try:
             for rows in np.array_split(np.arange(num_envs), count):
                 self._workers.append(_WorkerProcess(len(self._workers), rows.tolist(), self._memory))
@@ -371,10 +372,6 @@ class _WorkerProcess:
     def _last_output(self) -> str:
         self._output.seek(0)
         return _tail(self._output.read().decode(errors="replace"))
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tail(text: str) -> str:

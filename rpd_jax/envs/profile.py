@@ -33,6 +33,7 @@ from rich.table import Table
 
 from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
+from rpd_jax.cores import usable_cores
 from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.task_arguments import check_task_arguments
 from rpd_jax.workers.cost import cpu_seconds, proportional_mib
@@ -170,7 +171,7 @@ def throughput(
                     "frames_per_s": rate,
                     "undrawn_steps_per_s": len(undrawn[count]) / sum(undrawn[count]),
                     "speedup": statistics.median(ratios),
-                    "of_bound": rate * step_ms / 1e3 / min(count, _cores()),
+                    "of_bound": rate * step_ms / 1e3 / min(count, usable_cores()),
                     "cpu_ms_per_frame": cpu_ms,
                     "of_cpu_bound": step_ms / cpu_ms,
                     "mib_per_worker": statistics.mean(map(proportional_mib, env.worker_pids)),
@@ -192,10 +193,6 @@ def _seconds_per_step(env: CpuVectorEnv, rng: np.random.Generator) -> float:
 
 def _cpu_total(env: CpuVectorEnv) -> float:
     return time.process_time() + sum(map(cpu_seconds, env.worker_pids))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _task_args(task: str, image_size: int, mesh_detail: float) -> dict:

@@ -7,10 +7,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from rpd_jax.cores import xla_threads
 from rpd_jax.student import winograd
 
-# On a CPU a few images at a time go through all layers, so that what is between layers stays in a core's second-level
-# cache: about this many bytes of the first layer's input in float32.
+# On a CPU a few images at a time go through all layers, so that what is between layers stays in the second-level caches
+# of the cores: about this many bytes of the first layer's input in float32 for each of XLA's threads, which share them.
 _CHUNK_BYTES = 1_600_000
 
 # Added before a resized pixel is cut to a whole level: many lie halfway between two, 5% of those of 128 px at 96, where
@@ -95,7 +96,7 @@ def _stack_of_products(frames, layers, strides, dtype):
         return _fitted(winograd.whole_of(quarters), sides)
 
     batch = len(frames)
-    number, chunk = _chunks(batch, limit=max(_CHUNK_BYTES // (4 * math.prod(blocks.shape[1:])), 1))
+    number, chunk = _chunks(batch, limit=max(xla_threads() * _CHUNK_BYTES // (4 * math.prod(blocks.shape[1:])), 1))
 
     def in_chunks(quarter):
         padded = jnp.pad(quarter, ((0, number * chunk - batch), (0, 0), (0, 0), (0, 0)))
