@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from pathlib import Path
 
 import h5py
@@ -17,7 +18,7 @@ from compiled_in_a_hurry import IN_A_HURRY
 from jaxtyping import install_import_hook
 
 from rpd_jax.command.start import OBJECTS_UNTIL_COLLECTION
-from rpd_jax.run.compiled import FOLDER, remove_incomplete
+from rpd_jax.run.compiled import FOLDER
 
 # Threads that wait at full speed are in the other processes' way: OpenBLAS has one, as in rpd_jax.command.start, and
 # PyTorch's sleep at once.
@@ -32,7 +33,12 @@ _MOST_COMPILED = 1 << 30  # bytes
 if FOLDER not in os.environ:
     if sum(file.stat().st_size for file in _COMPILED.glob("*")) > _MOST_COMPILED:
         shutil.rmtree(_COMPILED, ignore_errors=True)
-    remove_incomplete(_COMPILED)
+    for entry in _COMPILED.glob("*-cache"):
+        with contextlib.suppress(OSError):
+            try:
+                zlib.decompress(entry.read_bytes())
+            except zlib.error:  # a process was killed while it wrote it
+                entry.unlink()
     os.environ[FOLDER] = str(_COMPILED)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 

@@ -30,14 +30,14 @@ def keep_compiled() -> None:
     folder = cache_folder("compiled")
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_incomplete(folder)
+        _remove_incomplete(folder)
         if os.access(folder, os.W_OK | os.X_OK):
             os.environ[FOLDER] = str(folder)
             os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST))
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(_WORTH_KEEPING))
 
 
-def remove_incomplete(folder: Path) -> None:
+def _remove_incomplete(folder: Path) -> None:
     """Removes what a process left that was killed while it wrote: an entry whose second file is not there."""
     for entry in folder.glob("*-cache"):
         if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
