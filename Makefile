@@ -35,7 +35,7 @@ train: $(VENV)/.train-ready
 # that must hold everywhere are seen as users compile them, in a process beside the others, which says at its end what
 # it found. Octo's recorded numbers are all compared in a hurry, and some of each kind as users compile them.
 # Where jemalloc is there it allocates: a twentieth less time.
-JEMALLOC = $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
+JEMALLOC = $(firstword $(wildcard /usr/lib/$(shell uname -m)-linux-gnu/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 PRELOAD = LD_PRELOAD="$(JEMALLOC)$${LD_PRELOAD:+:$$LD_PRELOAD}"
 PYTEST = $(PRELOAD) $(BIN)/python -m pytest --dist=loadfile --no-loadscope-reorder
 NUMERIC := $(addprefix tests/rpd_jax/learning/test_,losses.py advantages.py update_variations.py) \
