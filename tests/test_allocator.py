@@ -8,7 +8,9 @@ import pytest
 SCRIPT = Path(__file__).resolve().parent.parent / "setup" / "allocator.sh"
 # Stand for the machine: apt-get writes what it is asked, and has the package once it has fetched its lists.
 FAKES = {
-    "ldconfig": '#!/bin/bash\n[ -e "$MACHINE/there" ] && echo "libjemalloc.so.2 (libc6,x86-64) => /lib/libjemalloc.so.2"\n',
+    "ldconfig": """#!/bin/bash
+[ -e "$MACHINE/there" ] && echo "libjemalloc.so.2 (libc6,x86-64) => /lib/libjemalloc.so.2"
+""",
     "id": '#!/bin/bash\ncat "$MACHINE/user"\n',
     "apt-get": """#!/bin/bash
 echo "$@" >> "$MACHINE/asked"
