@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import zlib
 from pathlib import Path
 
 import h5py
@@ -16,9 +15,9 @@ import psutil
 import pytest
 from compiled_in_a_hurry import IN_A_HURRY
 from jaxtyping import install_import_hook
+from kept_programs import keep_programs
 
 from rpd_jax.command.start import OBJECTS_UNTIL_COLLECTION
-from rpd_jax.run.compiled import FOLDER
 
 # Threads that wait at full speed are in the other processes' way: OpenBLAS has one, as in rpd_jax.command.start, and
 # PyTorch's sleep at once.
@@ -26,21 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 gc.disable()  # while the files of tests are imported: all of that stays
 
-# What one process of the tests has compiled the others load: those of pytest-xdist, train.py's, Octo's; and the next
-# tests, since its key holds the program, the compiler with its options, and what the processor can do.
-_COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
-_MOST_COMPILED = 1 << 30  # bytes
-if FOLDER not in os.environ:
-    if sum(file.stat().st_size for file in _COMPILED.glob("*")) > _MOST_COMPILED:
-        shutil.rmtree(_COMPILED, ignore_errors=True)
-    for entry in _COMPILED.glob("*-cache"):
-        with contextlib.suppress(OSError):
-            try:
-                zlib.decompress(entry.read_bytes())
-            except zlib.error:  # a process was killed while it wrote it
-                entry.unlink()
-    os.environ[FOLDER] = str(_COMPILED)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+keep_programs()
 
 # `make test-numeric` sets XLA_FLAGS, so that numbers are those that users get.
 if "XLA_FLAGS" not in os.environ and shutil.which("nvidia-smi") is None:

@@ -88,7 +88,9 @@ def _renewed_params(
     Of position embeddings that only have more timesteps or tokens, the common ones are kept.
     """
     old, shapes = (traverse_util.flatten_dict(dict(tree)) for tree in (old, shapes))
-    params = {path: jnp.asarray(old[path]) for path, leaf in shapes.items() if _shape(old.get(path)) == leaf.shape}
+    params = {
+        path: jnp.asarray(old[path]) for path, leaf in shapes.items() if path in old and old[path].shape == leaf.shape
+    }
     missing = [path for path in shapes if path not in params]
     drawn = traverse_util.flatten_dict(draw(missing)) if missing else {}
     renewed = set()
@@ -99,10 +101,6 @@ def _renewed_params(
             common = tuple(slice(0, min(sizes)) for sizes in zip(known.shape, leaf.shape, strict=True))
             drawn[path] = leaf.at[common].set(jnp.asarray(known)[common])
     return traverse_util.unflatten_dict(params | drawn), sorted(renewed)
-
-
-def _shape(leaf: Any) -> tuple[int, ...] | None:
-    return None if leaf is None else leaf.shape
 
 
 def _same_shapes(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
