@@ -19,7 +19,14 @@ from octo_teacher.finetuning.exports import Exports
 from octo_teacher.finetuning.preparation import STATISTICS_FILE, TEXT_FOLDER, Prepared, prepare
 from octo_teacher.finetuning.settings import check_config, check_together
 from octo_teacher.finetuning.throughput import Throughput
-from octo_teacher.finetuning.train_step import Devices, TrainState, frozen_parameters, make_optimizer, make_train_step
+from octo_teacher.finetuning.train_step import (
+    Devices,
+    TrainState,
+    frozen_parameters,
+    learning_rate,
+    make_optimizer,
+    make_train_step,
+)
 from octo_teacher.finetuning.validation import make_validation, measure_success
 from octo_teacher.octo_model import OctoModel
 from rpd_jax.run.checkpoints import Checkpoints
@@ -86,11 +93,9 @@ class FineTuning:
         self.stop = stack.enter_context(StopRequest())
         prepared = prepare(config, workdir, console)
         self.model, self.no_teacher = prepared.model, prepared.no_teacher
-        self.schedule = optax.warmup_cosine_decay_schedule(
-            0.0, config.optimizer.learning_rate, config.optimizer.warmup_steps, config.steps
-        )
+        self.schedule = learning_rate(config)
         frozen = frozen_parameters(self.model.params, config.mode, config.optimizer.freeze_t5, config.frozen)
-        optimizer = make_optimizer(self.schedule, config.optimizer, frozen)
+        optimizer = make_optimizer(config, frozen)
         self.state = _initial_state(self.model.params, optimizer, config, devices)
         self.train_step = make_train_step(self.model, optimizer, config, frozen, devices)
         self.validate = make_validation(self.model, prepared.held_out, config, devices)

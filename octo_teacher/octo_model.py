@@ -293,23 +293,30 @@ class OctoModel:
         Returns:
             float32 scalar, and {"loss", "mse", ...}.
         """
-        return self.module.apply(
-            {"params": params},
-            batch["observation"],
-            batch["task"],
-            batch["observation"]["timestep_pad_mask"],
-            batch["action"],
-            batch["action_pad_mask"],
-            train=train,
-            rngs=None if rng is None else {"dropout": rng},
-            method="loss",
-            **head_kwargs,
-        )
+        return loss_of(self.module, params, batch, rng, train, **head_kwargs)
 
     def _check_inputs(self, observations: Data, tasks: Data) -> tuple[Data, Data]:
         check_shapes(observations, self.example_batch["observation"], "Observation", skip=2)
         check_shapes(tasks, self.example_batch["task"], "Task", skip=1)
         return jax.tree.map(jnp.asarray, (dict(observations), dict(tasks)))
+
+
+def loss_of(
+    module: OctoModule, params: Params, batch: Data, rng: jax.Array | None, train: bool = True, **head_kwargs: Any
+) -> tuple[jax.Array, Metrics]:
+    """See `OctoModel.loss`."""
+    return module.apply(
+        {"params": params},
+        batch["observation"],
+        batch["task"],
+        batch["observation"]["timestep_pad_mask"],
+        batch["action"],
+        batch["action_pad_mask"],
+        train=train,
+        rngs=None if rng is None else {"dropout": rng},
+        method="loss",
+        **head_kwargs,
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))

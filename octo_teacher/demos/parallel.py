@@ -1,15 +1,14 @@
-"""Numbered pieces of work in worker processes, results in the order of their numbers."""
+"""Numbered pieces of work in the simulator, by worker processes; results in the order of their numbers."""
 
-import gc
 import logging
 import multiprocessing
-import os
 import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rpd_jax.cores import usable_cores
 from rpd_jax.errors import UserError
 
 # How long a worker waits before it looks whether its parent still lives, seconds.
@@ -27,16 +26,18 @@ def in_order(
     """Yields f(first), f(first + 1), ... computed by worker processes, whatever order they finish in.
 
     Args:
-        prepare: makes f; called once in each worker, which is spawned, so that it must be picklable.
+        prepare: makes f; called once in each worker; must be picklable.
         first, last: the numbers; without end if `last` is None.
-        workers: processes; None for one per core.
+        workers: processes; None for one per core that this process may use.
         check: called each second at least; what it raises ends the work.
 
     Raises:
         UserError: raised by `prepare` or f, or a worker died.
     """
-    context = multiprocessing.get_context("spawn")
-    count = workers or os.cpu_count() or 1
+    # The simulator is imported once for all of them, in a process that they are forked from.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rpd_jax.envs.simulator_imports"])
+    count = workers or usable_cores()
     numbers, results = context.Queue(), context.Queue()
     # At the end nobody reads what is left in it; and an interrupt within `put` can leave its thread waiting for ever,
     # which the interpreter would wait for.
@@ -99,7 +100,6 @@ def _wait_for(results, processes, check) -> tuple[int, Any]:
 
 
 def _work(prepare, numbers, results) -> None:
-    gc.disable()  # what is imported stays: to look through it, again and again, is a third of the time
     import torch
 
     torch.set_num_threads(1)
@@ -108,8 +108,6 @@ def _work(prepare, numbers, results) -> None:
     except UserError as error:
         results.put((-1, error))
         return
-    gc.freeze()
-    gc.enable()
     # ManiSkill, whose logger has this name, warns of the same unset pose at every rebuilt scene.
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)
     while True:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct, traverse_util
+from flax.core import FrozenDict, freeze
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from octo_teacher.finetuning.augmentation import augment
-from octo_teacher.octo_model import OctoModel
+from octo_teacher.model.octo_module import OctoModule
+from octo_teacher.octo_model import OctoModel, loss_of
 from octo_teacher.teacher import PRECISIONS, with_dtype
 from rpd_jax.errors import UserError
 
@@ -79,21 +82,32 @@ def frozen_parameters(params: Mapping[str, Any], mode: str, freeze_t5: bool, mor
     return traverse_util.unflatten_dict(frozen)
 
 
-def make_optimizer(schedule: optax.Schedule, config: ConfigDict, frozen: Any) -> optax.GradientTransformation:
+def learning_rate(config: ConfigDict) -> optax.Schedule:
+    """The learning rate by step: reads `steps` and `optimizer`."""
+    optimizer = config.optimizer
+    return optax.warmup_cosine_decay_schedule(0.0, optimizer.learning_rate, optimizer.warmup_steps, config.steps)
+
+
+def make_optimizer(config: ConfigDict, frozen: Any) -> optax.GradientTransformation:
     """Returns AdamW with clipping by global norm; weight decay on kernels only; `frozen` parameters stay untouched.
 
     Args:
-        schedule: learning rate by step.
-        config: reads `weight_decay` and `clip_norm`.
+        config: reads `steps` and `optimizer`.
         frozen: tree of bool, see `frozen_parameters`.
     """
+    return _optimizer(FrozenConfigDict({"steps": config.steps, "optimizer": config.optimizer}), freeze(frozen))
 
+
+# Equal optimizers are one, so that equal steps are (see `make_train_step`).
+@lru_cache
+def _optimizer(config: FrozenConfigDict, frozen: FrozenDict) -> optax.GradientTransformation:
     def is_kernel(params):
         return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
-    adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_kernel)
-    trained = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-    labels = jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
+    decay = config.optimizer.weight_decay
+    adamw = optax.adamw(learning_rate(config), weight_decay=decay, mask=is_kernel)
+    trained = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), adamw)
+    labels = jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen.unfreeze())
     return optax.multi_transform({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
@@ -132,19 +146,33 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted update: augmentation, loss, gradient and optimiser in one.
 
-    The random key is that of `config.seed` folded with the step: nothing from before it counts but `state`.
+    The random key is that of `config.seed` folded with the step: nothing from before it counts but `state`. A process
+    compiles what is equal once.
 
     Args:
         config: reads `seed, augment, accumulate, ema, precision`. With `accumulate` = k the gradient is the mean over k
             parts of the batch, whose activations are in memory one after the other.
     """
-    model = model.replace(module=with_dtype(model.module, PRECISIONS[config.precision]))
+    read = {name: config[name] for name in ("seed", "augment", "accumulate", "ema")}
+    module = with_dtype(model.module, PRECISIONS[config.precision])
+    return _train_step(module, optimizer, FrozenConfigDict(read), freeze(frozen), devices.replicated)
+
+
+@lru_cache
+def _train_step(
+    module: OctoModule,
+    optimizer: optax.GradientTransformation,
+    config: FrozenConfigDict,
+    frozen: FrozenDict,
+    replicated: NamedSharding,
+):
+    frozen = frozen.unfreeze()
 
     def gradient(params, batch, key):
         augment_key, loss_key = jax.random.split(key)
         if config.augment.enabled:
             batch = augment_batch(batch, augment_key, config.augment)
-        return jax.grad(model.loss, has_aux=True)(params, batch, loss_key, train=True)
+        return jax.grad(partial(loss_of, module), has_aux=True)(params, batch, loss_key)
 
     def mean_gradient(params, batch, key):
         parts = config.accumulate
@@ -180,7 +208,7 @@ def make_train_step(
         metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=devices.replicated)
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated)
 
 
 def augment_batch(batch: Mapping[str, Any], key: jax.Array, config: ConfigDict) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The process that environment workers are forked from: it imports the simulator once, for all workers of its parent.
 
-Importing PyTorch and ManiSkill is most of what a worker computes until it can draw a frame, and a run starts workers
-for each of its stages. What was imported, workers also share in memory.
+A run starts workers for each of its stages (see `simulator_imports`).
 
 Started as `python -m rpd_jax.envs.nursery REQUESTS` with an inherited socket; ends when its other end is closed.
 Imports no JAX, has one thread and draws nothing, so that it can be forked. A request is the worker's environment
@@ -10,15 +9,12 @@ one to write its status to when it has ended. The answer is its process id.
 """
 
 import contextlib
-import gc
-import importlib
 import json
 import os
 import signal
 import socket
 import sys
 import traceback
-import types
 from multiprocessing.connection import Connection, wait
 
 from rpd_jax.envs import cpu_worker
@@ -76,17 +72,6 @@ class _Nursery:
             os.close(descriptor)
 
 
-class _WhenUsed(types.ModuleType):
-    """Stands for a module until somebody asks for something in it."""
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
-
-
 def _work(environment: dict[str, str], output: int, *inherited: int) -> None:
     """Makes this process the worker that `python -m rpd_jax.envs.cpu_worker` would be; does not return."""
     try:
@@ -108,13 +93,8 @@ def main(requests: int) -> None:
     # As its workers: the trainer decides when it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    gc.disable()  # what is imported stays: to look through it, again and again, is a third of the time
-    # ManiSkill's kinematics import it, for pictures that nobody asks for: a tenth of the time.
-    sys.modules["matplotlib.pyplot"] = _WhenUsed("matplotlib.pyplot")
-    import rpd_jax.envs.camera_task  # noqa: F401  (after the signals, since it takes seconds)
+    import rpd_jax.envs.simulator_imports  # noqa: F401  (after the signals, since it takes seconds)
 
-    gc.freeze()
-    gc.enable()
     _Nursery(requests).serve()
 
 

@@ -57,7 +57,8 @@ class Steps:
     def step(self, sources, progress, inputs):
         """One minibatch, unless the update has stopped: its terms, whether it was looked at and stepped on."""
 
-        run = partial(self._learn_from_minibatch, sources)
+        # Traced once, for its shapes and as a branch.
+        run = jax.jit(partial(self._learn_from_minibatch, sources), inline=True)
         _, terms = jax.eval_shape(run, progress, *inputs)
 
         def skip(progress, *inputs):
