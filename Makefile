@@ -13,11 +13,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # Everything that any command, the tests and the documentation need; `make train` installs only what training needs.
 setup: $(VENV)/.ready
 
-# torch goes first: a range that admits newer releases would pull gigabytes of CUDA packages on a machine without a GPU.
-$(VENV)/.train-ready: pyproject.toml constraints.txt setup/system_packages.sh setup/can_render.py setup/backports_source.py
+# torch goes first: what comes after it would take the newest one, with CUDA also where there is no GPU. TORCH_CUDA=1 or
+# TORCH_CUDA=0 decides where the machine that installs is not the one that computes.
+$(VENV)/.train-ready: pyproject.toml constraints.txt setup/torch.sh setup/system_packages.sh setup/can_render.py setup/backports_source.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "Python 3.11 or 3.12 is needed and $(PYTHON) is another (of mplib, which ManiSkill requires, there is no build for newer ones): run 'make PYTHON=python3.12 ...'; 'uv python install 3.12' brings one." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment: on Debian and Ubuntu run 'apt-get install python3-venv' as root." >&2; exit 1; }
-	$(PIP) $(TORCH)
+	setup/torch.sh $(BIN)/python $(TORCH)
 	$(PIP) --constraint constraints.txt --editable .
 	setup/system_packages.sh $(BIN)/python
 	@touch $@
@@ -76,7 +77,7 @@ gpu-check: setup
 # An environment of the OpenVLA workers' own, without JAX: --config.teacher.python=.venv-openvla/bin/python
 openvla-env:
 	$(PYTHON) -m venv .venv-openvla
-	.venv-openvla/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	setup/torch.sh .venv-openvla/bin/python $(TORCH)
 	.venv-openvla/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement openvla_bridge/requirements.txt
 	.venv-openvla/bin/python -c 'import openvla_bridge.model.policy'
 
@@ -103,7 +104,7 @@ LEROBOT = $(filter openvla_bridge/lerobot/%,$^)
 LEROBOT_PIP = $(@D)/bin/pip install --quiet --disable-pip-version-check
 .venv-lerobot/.ready .venv-lerobot06/.ready: constraints.txt
 	$(PYTHON) -m venv $(@D)
-	$(LEROBOT_PIP) $(TORCH)
+	setup/torch.sh $(@D)/bin/python $(TORCH)
 	$(LEROBOT_PIP) --requirement $(LEROBOT)
 	$(LEROBOT_PIP) --no-deps $$(sed -n 's/^# without its own requirements: //p' $(LEROBOT))
 	@touch $@

@@ -33,7 +33,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.console import Console
 
 from octo_teacher.model.architectures import SIZES, architecture
 from octo_teacher.model.octo_module import create_module, param_shapes
@@ -45,6 +44,7 @@ from rpd_jax.arithmetic import Work, count_traced, matmul_rate, timings
 from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
 from rpd_jax.kernels import Kernel, kernel_table, measure_kernels
+from rpd_jax.run.console import plain_console
 
 INSTRUCTION = "push the cube away from the robot base"
 
@@ -419,7 +419,7 @@ def run(values: flags.FlagValues) -> None:
             print(line, file=sys.stderr if values.json else sys.stdout, flush=True)
             if isinstance(row, Row) and row.kernels is not None and not values.json:
                 title = f"{row.precision}, {row.batch} frames, {row.samples} samples"
-                Console(highlight=False, width=140).print(kernel_table(title, row.kernels, values.kernels))
+                plain_console(width=140).print(kernel_table(title, row.kernels, values.kernels))
     if values.json:
         print(json.dumps({"device": device.device_kind, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
     if values.trace:

@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny_config, "ope
 
 
 def _print_tables(rows: "list[Row]", transport: dict[str, float], title: str) -> None:
-    console = Console(width=132)
+    console = Console(width=132, markup=False, emoji=False)
     largest = max(row.batch for row in rows)
     columns = ("path", "batch", "images/s", "preprocess", "vision", "prefill", "decode", "all ms/image", "CPU ms")
     columns += (f"x batch {largest}", "% matmul", "% bandwidth")

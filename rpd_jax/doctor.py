@@ -83,7 +83,12 @@ def check_jax() -> Finding:
         return Finding("JAX", BAD, _short(error), mend)
     found = f"{jax.__version__}, {len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
-        return Finding("JAX", NOTE, found, "It does not use the NVIDIA GPU there is: pip install 'rpd-jax[cuda12]'")
+        return Finding(
+            "JAX",
+            NOTE,
+            found,
+            "It does not use the NVIDIA GPU there is: pip install --constraint constraints.txt --editable '.[cuda12]'",
+        )
     return Finding("JAX", GOOD, found)
 
 
@@ -95,7 +100,12 @@ def check_torch() -> Finding:
         assert float(torch.ones(2).sum()) == 2.0
     except Exception as error:
         return Finding("PyTorch", BAD, _short(error), "pip install torch==2.13.0")
-    return Finding("PyTorch", GOOD, f"{torch.__version__}, {'CUDA' if torch.cuda.is_available() else 'CPU'}")
+    found = f"{torch.__version__}, {'CUDA' if torch.cuda.is_available() else 'CPU'}"
+    if shutil.which("nvidia-smi") and not torch.cuda.is_available():
+        version = torch.__version__.partition("+")[0]
+        mend = f"It does not use the NVIDIA GPU there is: setup/torch.sh {sys.executable} torch=={version}"
+        return Finding("PyTorch", NOTE, found, mend)
+    return Finding("PyTorch", GOOD, found)
 
 
 def check_simulator() -> Finding:
@@ -186,8 +196,10 @@ def _short(error: Exception) -> str:
 
 
 def main() -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from rpd_jax.run.console import plain_console
 
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("Python", check_python),
@@ -199,7 +211,7 @@ def main() -> None:
         ("shared memory", check_shared_memory),
         ("hub", lambda: check_hub(_HUB_SECONDS.value)),
     ]
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table("check", "", "found", "what to do")
     findings = []
     with console.status("") as status:
@@ -208,7 +220,7 @@ def main() -> None:
             finding = check()
             findings.append(finding)
             style = {GOOD: "green", NOTE: "yellow", BAD: "red"}[finding.state]
-            table.add_row(finding.check, f"[{style}]{finding.state}[/{style}]", finding.found, finding.mend)
+            table.add_row(finding.check, Text(finding.state, style), finding.found, finding.mend)
     console.print(table)
     wrong = [finding.check for finding in findings if finding.state == BAD]
     if wrong:

@@ -23,12 +23,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from rpd_jax.command.line import run_command
 from rpd_jax.envs import gpu_physics
 from rpd_jax.errors import UserError
+from rpd_jax.run.console import plain_console
 
 _OUT = flags.DEFINE_string("out", "gpu-check", "Folder for what the parts print.")
 _TINY = flags.DEFINE_bool("tiny", False, "Small sizes, on whatever device there is.")
@@ -47,6 +47,7 @@ _TESTS = (
 _DEVICE = """
 import json, jax
 from rpd_jax.arithmetic import matmul_rate
+from rpd_jax.run.console import plain_console
 device = jax.devices()[0]
 found = {"device": device.device_kind, "platform": device.platform, "devices": len(jax.devices())}
 found["tflops"] = {name: matmul_rate(name) / 1e12 for name in ("float32", "bfloat16")}
@@ -174,12 +175,12 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={str(out)!r} cannot be a folder: {error}.") from error
-    console, outcomes = Console(highlight=False, soft_wrap=True), []
+    console, outcomes = plain_console(soft_wrap=True), []
     versions = {name: version(name) for name in ("jax", "flax", "torch", "mani_skill", "sapien")}
     for part in parts(out):
         console.print(f"{part.name} (at most {part.seconds:.0f} s) …")
         outcomes.append(run_part(part, out, _TINY.value))
-        console.print(f"  {outcomes[-1].state}, {outcomes[-1].seconds:.0f} s: {outcomes[-1].last}", markup=False)
+        console.print(f"  {outcomes[-1].state}, {outcomes[-1].seconds:.0f} s: {outcomes[-1].last}")
         found = {"device": _device(out), "tiny": _TINY.value, "versions": versions}
         found["parts"] = [dataclasses.asdict(outcome) for outcome in outcomes]
         (out / "gpu_check.json").write_text(json.dumps(found, indent=1))

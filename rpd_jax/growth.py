@@ -31,6 +31,7 @@ from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
 from rpd_jax.errors import UserError
 from rpd_jax.markdown import markdown_table
+from rpd_jax.run.console import plain_console
 from rpd_jax.run.whole_file import check_can_write, write_json, write_whole
 
 # Each setting with its values, and with those of --quick.
@@ -112,7 +113,7 @@ def grown(name: str, values: list[float], console: Console) -> list[dict]:
         settings = {"ppo.rollout_steps": _STEPS.value} | changes(name, value, _QUICK_MODE.value)
         numbers = measure(_CONFIG.value, settings, _ITERATIONS.value, _SECONDS.value)
         rows.append({"value": value, **(numbers or {})})
-        console.print(f"{name}={value}: " + (f"{numbers['seconds']:.2f} s" if numbers else "no room"), markup=False)
+        console.print(f"{name}={value}: " + (f"{numbers['seconds']:.2f} s" if numbers else "no room"))
     return rows
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     chosen = flags.FLAGS.values if flags.FLAGS["values"].present else None
     if chosen is not None and len(_ROWS.value) != 1:
         raise UserError(f"--values are those of one setting, and --rows={','.join(_ROWS.value)} names more: give one.")
-    console = Console(highlight=False, width=120)
+    console = plain_console(width=120)
     output = Path(_OUTPUT.value)
     check_can_write(output)
     found = {}
@@ -138,7 +139,7 @@ def main() -> None:
     write_whole(output / "growth.md", tables(found))
     plot(found, output / "growth.png")
     written = ", ".join(str(output / f"growth.{ending}") for ending in ("json", "md", "png"))
-    console.print(f"Written: {written}", markup=False)
+    console.print(f"Written: {written}")
 
 
 def tables(found: dict[str, list[dict]]) -> str:

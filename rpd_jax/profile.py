@@ -28,7 +28,6 @@ import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
 from rich.table import Table
 
 from rpd_jax import plan, settings
@@ -40,6 +39,7 @@ from rpd_jax.cores import usable_cores
 from rpd_jax.envs.vector_env import VectorEnv
 from rpd_jax.errors import UserError
 from rpd_jax.kernels import kernel_table
+from rpd_jax.run.console import plain_console
 from rpd_jax.workers.cost import cpu_seconds, peak_mib
 
 STAGES = ("simulate+render", "student acts", "label", "update")
@@ -161,7 +161,7 @@ def print_plan(config: ConfigDict) -> None:
     """Prints the tables of `plan`, and what was measured beside what was counted."""
     programs = plan.student_programs(config)
     measured = plan.measure(programs) if _MEASURE.value else {}
-    console, device = Console(highlight=False, width=140), plan.DEVICES[_PLAN.value]
+    console, device = plain_console(width=140), plan.DEVICES[_PLAN.value]
     milliseconds = {name: of_an_iteration for name, (of_an_iteration, _) in measured.items()}
     console.print(plan.plan_table(config, programs, device, _TEACHER.value, _CHUNK.value, milliseconds))
     console.print(plan.memory_table(config, programs, device))
@@ -205,9 +205,9 @@ def main() -> None:
         rate = f"{batch / seconds:.0f}" if seconds > 1e-3 else ""
         table.add_row(name, f"{seconds:.2f}", f"{times.clock[name] / total:.1%}", rate, cores)
     table.add_row("total", f"{total / iterations:.2f}", "100.0%", f"{batch * iterations / total:.0f}", "")
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     console.print(table)
-    console.print(bound(config, times, share), markup=False)
+    console.print(bound(config, times, share))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ FLOORS = {
 }
 # What a teacher's package may use of rpd_jax: the ground, and what it needs where it runs episodes.
 FOR_TEACHERS = {"errors", "tasks", "teachers", "registry", "markdown", "workers", "run", "command", "envs", "acting"}
-FOR_TEACHERS |= {"action_convention", "arithmetic", "kernels", "robot_state"}
+FOR_TEACHERS |= {"action_convention", "arithmetic", "cores", "kernels", "robot_state"}
 # Files (or folders) from which no way leads to JAX; those of a bridge's worker do not reach rpd_jax either.
 WITHOUT_JAX = ("rpd_jax/workers", "rpd_jax/command", "rpd_jax/envs/cpu_worker.py", "rpd_jax/envs/nursery.py")
 WITHOUT_RPD_JAX = ("openvla_bridge/worker.py", "openvla_bridge/model", "openvla_bridge/lerobot")
@@ -203,3 +203,25 @@ def test_a_bridge_s_worker_needs_neither_jax_nor_this_trainer(place):
 @pytest.mark.parametrize("room", sorted({path.parent for path in modules()}))
 def test_every_folder_says_what_it_is_for(room):
     assert (ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or "").strip()
+
+
+def takes_markup(call, imported):
+    """Whether a call makes something of rich's that reads its texts as markup; a column's own words are none."""
+    options = {keyword.arg: keyword.value for keyword in call.keywords}
+    if None in options or ("markup" in options and options["markup"].value is False):
+        return False
+    if call.func.id == "TextColumn":
+        text = call.args[0]
+        return not isinstance(text, ast.Constant) or "{" in text.value.replace("{task.completed}", "")
+    return call.func.id == "RichConsole" or (call.func.id == "Console" and "rich.console" in imported)
+
+
+def test_rich_takes_no_text_for_its_markup():
+    """Paths, instructions and errors come from outside: brackets in them are neither dropped nor refused."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and takes_markup(node, imports_of(path))
+    ]
+    assert wrong == []

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from octo_teacher.data.actions import ACTION_DIM, ActionMeaning, choose_gripper, why_not_ours
@@ -13,6 +12,7 @@ from octo_teacher.data.left_out import Tally
 from octo_teacher.data.maniskill_files import read_header
 from octo_teacher.data.readers import action_meaning, format_of, read_demos, source_files
 from rpd_jax.errors import UserError
+from rpd_jax.run.console import plain_console
 
 ACTION_NAMES = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "gripper")
 _STRIP = 8
@@ -68,11 +68,11 @@ def inspect_file(path: Path, plot: Path | None = None, camera: str = "") -> Path
     table = Table(title=str(path), show_header=False)
     for name, value in facts.items():
         table.add_row(name, value)
-    console = Console()
+    console = plain_console()
     console.print(table)
     console.print(_action_table(demos))
     for note in notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     plot = _beside(path) if plot is None else Path(plot)
     _plot(demos, strip, plot, f"{path.name}: {len(demos)} episodes, {lengths.sum()} steps")
     console.print(f"Picture: {plot}", soft_wrap=True)

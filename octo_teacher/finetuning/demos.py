@@ -32,7 +32,8 @@ def read_training_demos(config: ConfigDict, sizes: Mapping[str, int], console: C
         UserError: missing or malformed demos, or demos that do not go together.
     """
     datasets, notes = [], []
-    with Progress(TextColumn("reading {task.description}"), TextColumn("{task.completed} episodes")) as progress:
+    columns = TextColumn("reading {task.description}", markup=False), TextColumn("{task.completed} episodes")
+    with Progress(*columns) as progress:
         for path in _paths(config):
             bar = progress.add_task(path, total=None, visible=False)
             demos = load_demos(

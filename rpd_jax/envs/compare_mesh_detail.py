@@ -16,12 +16,12 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from rpd_jax.command.flag_kinds import define_numbers
 from rpd_jax.command.line import run_command
 from rpd_jax.envs.task_arguments import check_task_arguments
+from rpd_jax.run.console import plain_console
 from rpd_jax.tasks import find_task
 
 _OUTPUT = flags.DEFINE_string("output", None, "PNG to write.", short_name="o", required=True)
@@ -58,7 +58,7 @@ def main() -> None:
     path = Path(_OUTPUT.value)
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio.imwrite(path, np.concatenate(rows))
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _frames(size: int, mesh_detail: float) -> np.ndarray:

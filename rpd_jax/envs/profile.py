@@ -28,7 +28,6 @@ os.environ.setdefault("LP_NUM_THREADS", "0")
 import numpy as np
 from absl import flags
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from rpd_jax.command.flag_kinds import define_numbers
@@ -36,6 +35,7 @@ from rpd_jax.command.line import run_command
 from rpd_jax.cores import usable_cores
 from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.task_arguments import check_task_arguments
+from rpd_jax.run.console import plain_console
 from rpd_jax.workers.cost import cpu_seconds, proportional_mib
 
 # Steps of one number of workers before the next one's turn.
@@ -72,7 +72,7 @@ def run(values: flags.FlagValues) -> None:
     if values.json:
         print(json.dumps({"task": values.task, "steps": steps, "throughput": rates}, indent=2))
         return
-    console = Console(width=100)  # in a file too
+    console = plain_console(width=100)  # in a file too
     console.print(_table(f"{values.task}: one environment, one process, CPU ms per step", steps))
     console.print(_table(f"{values.task}: worker processes", rates))
 

@@ -16,13 +16,13 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from rpd_jax.command.line import run_command
 from rpd_jax.envs.cpu_env import CpuVectorEnv
 from rpd_jax.envs.factory import make_vector_env
 from rpd_jax.envs.vector_env import Step
+from rpd_jax.run.console import plain_console
 from rpd_jax.tasks import TASKS, find_task
 from rpd_jax.workers.cost import anonymous_mib
 
@@ -61,7 +61,7 @@ def main() -> None:
         faults += len(wrong)
         table.add_row(task.env_id, *soak.cells(), ", ".join(sorted(wrong)) or "-")
         print(f"{task.env_id}: done", file=sys.stderr, flush=True)
-    Console().print(table)
+    plain_console().print(table)
     if faults:
         sys.exit(1)
 

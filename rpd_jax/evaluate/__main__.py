@@ -74,13 +74,13 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for table.md, results.json
 
 def main() -> None:
     from ml_collections import ConfigDict
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from rpd_jax.acting.measure import measure_policy
     from rpd_jax.acting.odd_actions import OddActions
     from rpd_jax.evaluate.policies import exported_policy, run_policy, teacher_policy
     from rpd_jax.evaluate.table import console_table, write_tables
+    from rpd_jax.run.console import plain_console
     from rpd_jax.run.whole_file import check_can_write
     from rpd_jax.tasks import TASKS, find_task
 
@@ -119,9 +119,9 @@ def main() -> None:
         if flag.value is not None:
             env_config[flag.name] = flag.value
     settings |= {name: env_config[name] for name in ("image_size", "mesh_detail")}
-    console = Console()
+    console = plain_console()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("episodes,"),
@@ -152,13 +152,13 @@ def main() -> None:
             rows.append(row | ({"actions": way} if way else {}))
             progress.console.print(f"{name}: {row['success']:.1%} of {row['episodes']:.0f} episodes")
             for sentence in odd.sentences() if of_teacher else ():
-                progress.console.print(sentence, markup=False, soft_wrap=True)
+                progress.console.print(sentence, soft_wrap=True)
             if output:
                 write_tables(output, policy.name, settings, rows, policy.actions)
     policy.close()
     console.print(console_table(policy.name, rows))
     if output:
-        console.print(f"Written: {output}", markup=False, soft_wrap=True)
+        console.print(f"Written: {output}", soft_wrap=True)
 
 
 def _numbers(flag: flags.FlagHolder, what: str, example: str) -> list[int]:

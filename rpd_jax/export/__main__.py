@@ -27,15 +27,15 @@ _LATENCY = flags.DEFINE_bool("latency", True, "Measure size and latency, the tea
 def main() -> None:
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from rpd_jax.evaluate.trained_student import load_student
     from rpd_jax.export import latency
     from rpd_jax.export.policy import export_policy
     from rpd_jax.export.readme import write_readme
+    from rpd_jax.run.console import plain_console
 
-    folder, console = Path(_OUTPUT.value), Console(highlight=False, soft_wrap=True)
+    folder, console = Path(_OUTPUT.value), plain_console(soft_wrap=True)
     student = load_student(_RUN.value, _CHECKPOINT.value)
     differences = export_policy(student, folder)
     console.print(
@@ -48,7 +48,7 @@ def main() -> None:
             table.add_row(*row)
         console.print(table)
     write_readme(folder, _RUN.value, rows)
-    console.print(f"Written: {folder}. Try it: python {folder / 'run_numpy.py'}", markup=False)
+    console.print(f"Written: {folder}. Try it: python {folder / 'run_numpy.py'}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from rich.console import Console as RichConsole
@@ -11,16 +12,24 @@ from rich.table import Table
 from rpd_jax.run.closed_pipe import forget_output
 from rpd_jax.run.stop import Interrupted
 
+# Texts come from outside too: what looks like rich's markup, or its names of pictures, is printed as it is.
+_AS_IT_IS = {"markup": False, "emoji": False, "highlight": False}
+
+
+def plain_console(**options: Any) -> RichConsole:
+    """Rich's console with these of its options, which prints all texts as they are."""
+    return RichConsole(**_AS_IT_IS, **options)
+
 
 class Console:
     """Prints for people: a moving bar in a terminal, plain lines in a log file."""
 
     def __init__(self, quiet: bool = False):
-        self._console = _RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+        self._console = _RichConsole(**_AS_IT_IS, soft_wrap=True, quiet=quiet)
 
     def say(self, sentence: str) -> None:
         """Prints one sentence."""
-        self._console.print(sentence, markup=False)
+        self._console.print(sentence)
 
     def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         """Prints a table."""
@@ -50,10 +59,10 @@ class Console:
             at_most: the work may end before its last part.
         """
         bar = Progress(
-            TextColumn(label),
+            TextColumn(label, markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,

@@ -30,10 +30,9 @@ def main(paths: list[str]) -> None:
     import sys
     from pathlib import Path
 
-    from rich.console import Console
-
     from rpd_jax.errors import UserError
     from rpd_jax.report.runs import find_runs
+    from rpd_jax.run.console import plain_console
     from rpd_jax.sweep.grid import chosen, load_sweep
     from rpd_jax.sweep.hours import estimate
     from rpd_jax.sweep.launch import launch_local, launch_slurm, visible_gpus
@@ -41,7 +40,7 @@ def main(paths: list[str]) -> None:
 
     if len(paths) != 1:
         raise UserError(f"One sweep at a time: {' '.join(paths)} was given.")
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     jobs = chosen(load_sweep(paths[0], _SCALE.value, _SET.value), _ONLY.value)
     folder = Path(_OUTPUT.value or f"runs/{Path(paths[0]).stem}-{_SCALE.value}").absolute()
     statuses = read_status(jobs, folder)
@@ -54,7 +53,7 @@ def main(paths: list[str]) -> None:
     console.print(_estimate_sentence(expected, to_start))
     if _DRY_RUN.value:
         for job in to_start:
-            console.print(shlex.join(["python", *job.command(folder)]), markup=False)
+            console.print(shlex.join(["python", *job.command(folder)]))
         return
     if not to_start:
         return
@@ -70,7 +69,7 @@ def main(paths: list[str]) -> None:
     console.print(f"Starting {len(to_start)} jobs, {parallel} at a time; logs: {folder / 'logs'}")
 
     def report(job, error):
-        console.print(f"{job.name}: {'failed: ' + error if error else 'finished'}", markup=False)
+        console.print(f"{job.name}: {'failed: ' + error if error else 'finished'}")
 
     launch_local(to_start, folder, parallel, _HOURS.value, gpus, report)
     statuses = read_status(jobs, folder)

@@ -46,6 +46,14 @@ def test_a_jax_that_cannot_be_imported_is_told(tmp_path):
     assert "jaxlib is of another version" in broken.stdout and "mend JAX, rendering" in broken.stdout
 
 
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="there may be a GPU")
+def test_a_gpu_that_nothing_is_installed_for_is_told(tmp_path):
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    told = examine(PATH=f"{tmp_path}:{os.environ['PATH']}", COLUMNS="400").stdout
+    assert told.count("It does not use the NVIDIA GPU there is: ") == 2  # JAX and PyTorch
+    assert "--editable '.[cuda12]'" in told and f"setup/torch.sh {sys.executable} torch==" in told
+
+
 def test_a_platform_that_is_not_here_is_told():
     told = examine(JAX_PLATFORMS="tpu_of_another_machine")
     assert told.returncode == 1 and told.stderr == ""

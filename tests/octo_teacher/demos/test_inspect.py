@@ -55,3 +55,11 @@ def test_the_meaning_of_actions_is_said(tmp_path, words):
     assert "named joint_0, joint_1" in said and "no model of them can drive the tasks: they have 8 numbers" in said
     said = words(write_maniskill(tmp_path / "translations.h5", [uniform(3, 4)], mode="pd_ee_delta_pos"))
     assert "control mode pd_ee_delta_pos, converted to pd_ee_delta_pose" in said
+
+
+def test_instructions_and_names_are_shown_as_they_are(tmp_path, words):
+    """Not as rich's markup, which drops or refuses what is in brackets, nor as one of the pictures that it has."""
+    told = "push [/cube] to [red]the goal[/red] :apple:"
+    folder = write_rlds(tmp_path / "[bold]" / "1.0.0", [[episode(uniform(4), text=told)]])
+    said = words(folder)
+    assert told in said and str(folder) in said and f"Picture: {tmp_path}/[bold]/1.0.0.png" in said
