@@ -164,7 +164,7 @@ def _plot(demos: Sequence[Demo], strip: tuple[np.ndarray, np.ndarray], path: Pat
         axes.tick_params(labelsize=7)
     for axes in grid[len(names) + 1 :]:
         axes.axis("off")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     try:
         figure.savefig(path, dpi=100)
     except (OSError, ValueError) as error:

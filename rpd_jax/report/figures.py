@@ -15,6 +15,8 @@ from rpd_jax.report.statistics import mean_curve
 from rpd_jax.run.whole_file import replacing
 from rpd_jax.training_run.fields import STAGES
 
+matplotlib.rcParams["text.parse_math"] = False  # what settings are named after is no formula
+
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 PALETTE = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000")
 _COLOURS = {algorithm: PALETTE[index % len(PALETTE)] for index, algorithm in enumerate(ORDER)}

@@ -63,3 +63,5 @@ def test_instructions_and_names_are_shown_as_they_are(tmp_path, words):
     folder = write_rlds(tmp_path / "[bold]" / "1.0.0", [[episode(uniform(4), text=told)]])
     said = words(folder)
     assert told in said and str(folder) in said and f"Picture: {tmp_path}/[bold]/1.0.0.png" in said
+    words(write_maniskill(tmp_path / "$^$.h5", [uniform(3)]))
+    assert (tmp_path / "$^$.png").is_file()  # its title is no formula of matplotlib's

@@ -200,6 +200,18 @@ def pixels_of(colour, path):
     return int(np.all(imageio.imread(path)[..., :3] == colour, axis=-1).sum())
 
 
+def test_settings_with_signs_of_formulas_and_tables_are_shown_as_they_are(tmp_path):
+    for name in ("$^$", "a|b"):
+        make_run(tmp_path / name, teacher__checkpoint=name)
+    runs = find_runs([tmp_path])
+    (panel,) = group(runs)
+    names = {series.name for series in panel.series}
+    assert names == {"rpd_mse (teacher.checkpoint=$^$)", "rpd_mse (teacher.checkpoint=a|b)"}
+    write_report(runs, tmp_path / "report")
+    rows = [line for line in (tmp_path / "report" / "success.md").read_text().splitlines() if "checkpoint" in line]
+    assert any("$^$" in row for row in rows) and any("a\\|b" in row for row in rows)
+
+
 def test_a_run_s_own_curve_shows_student_and_teacher(tmp_path):
     student, teacher = (0, 114, 178), (89, 89, 89)  # #0072B2 and matplotlib's 0.35
     plot_run(make_run(tmp_path / "a"), tmp_path / "a.png")
