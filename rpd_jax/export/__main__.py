@@ -25,6 +25,7 @@ _LATENCY = flags.DEFINE_bool("latency", True, "Measure size and latency, the tea
 
 
 def main() -> None:
+    import shlex
     from pathlib import Path
 
     from rich.table import Table
@@ -48,7 +49,7 @@ def main() -> None:
             table.add_row(*row)
         console.print(table)
     write_readme(folder, _RUN.value, rows)
-    console.print(f"Written: {folder}. Try it: python {folder / 'run_numpy.py'}")
+    console.print(f"Written: {folder}. Try it: {shlex.join(['python', str(folder / 'run_numpy.py')])}")
 
 
 if __name__ == "__main__":

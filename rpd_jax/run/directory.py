@@ -14,6 +14,9 @@ from rpd_jax.run.lock import LOCK_FILE
 from rpd_jax.run.whole_file import left_behind, remove_left_behind, write_whole
 
 CONFIG_FILE = "config.json"
+# Orbax looks for what it has written by a pattern that begins with the run's path, and TensorStore takes no backslash:
+# what a run saves below such a path could not be read again.
+_OF_PATTERNS = "*?[\\"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +50,14 @@ def check_run(workdir: str | Path, config: ConfigDict, kind: RunKind) -> Path:
         The directory.
 
     Raises:
-        UserError: the directory belongs to another config, or holds other files.
+        UserError: the directory belongs to another config, or holds other files, or no checkpoint could be kept there.
     """
     workdir = Path(workdir).absolute()
+    if signs := [sign for sign in _OF_PATTERNS if sign in str(workdir)]:
+        raise UserError(
+            f"{workdir} has {' and '.join(signs)} in its path, which the checkpoints' library takes for a pattern: "
+            "choose another --workdir."
+        )
     path = workdir / CONFIG_FILE
     if path.exists():
         changes = differences(workdir, config, kind)

@@ -1,13 +1,15 @@
 import functools
 import json
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default
 from rpd_jax import settings
 from rpd_jax.errors import UserError
-from rpd_jax.run.directory import open_run, read_run_config
+from rpd_jax.run.checkpoints import Checkpoints
+from rpd_jax.run.directory import check_run, open_run, read_run_config
 from rpd_jax.run.lock import hold
 from rpd_jax.training_run.fields import TRAINING, default_workdir
 
@@ -80,6 +82,23 @@ def test_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file: choose another --workdir"):
         open_run(tmp_path / "file", make_config(), TRAINING)
+
+
+@pytest.mark.parametrize("name", ["lr[3]", "what?", "*", "a\\b"])
+def test_a_path_that_is_a_pattern_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(UserError, match="in its path, which the checkpoints' library takes for a pattern: choose"):
+        check_run(tmp_path / name / "run", make_config(), TRAINING)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_below_a_path_of_odd_letters_are_read_again(tmp_path):
+    folder = tmp_path / "a b #c%20&d, {e} $^$ |:f:; 'g' + \u7acb\u65b9=1~"
+    check_run(folder, make_config(), TRAINING)
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(3, {"a": np.arange(3.0)}, {"b": 4})
+    checkpoints.close()
+    step, state, progress = Checkpoints(folder, keep=1).restore({"a": np.zeros(3)})
+    assert (step, progress) == (3, {"b": 4}) and np.array_equal(state["a"], np.arange(3.0))
 
 
 def test_a_start_that_failed_before_it_made_a_run_leaves_the_directory_usable(tmp_path):
