@@ -254,7 +254,7 @@ def _declared_shapes(folder: Path, tree: dict[str, Any] | None) -> dict[str, Any
     if metadata is None:
 
         def shape_of(path: tuple[str, ...]) -> jax.ShapeDtypeStruct:
-            entry = json.loads((folder / ".".join(path) / ".zarray").read_text())
+            entry = json.loads((folder / ".".join(path) / ".zarray").read_bytes())
             return jax.ShapeDtypeStruct(tuple(entry["shape"]), np.dtype(entry["dtype"]))
 
         flat = {path: shape_of(path) for path in flax.traverse_util.flatten_dict(tree)}
@@ -276,7 +276,7 @@ def _restore_folders(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"The checkpoint lacks {path}.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -113,7 +113,7 @@ def first_line(error: Exception) -> str:
 def read_json(path: Path, layout: str = "OpenVLA's") -> Any:
     """Returns the contents of a JSON file; raises BridgeError if it is missing or broken."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BridgeError(
             f"{path} is missing: teacher.checkpoint must be a folder in {layout} layout, or hf://owner/name."

@@ -5,6 +5,7 @@ A room is a folder or a file right below a package; lazy imports inside of funct
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,11 @@ def test_rich_takes_no_text_for_its_markup():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and takes_markup(node, imports_of(path))
     ]
     assert wrong == []
+
+
+def test_json_is_utf_8_whatever_the_locale():
+    """Read as bytes, which also leaves out the mark that some editors begin a file with."""
+    locale = re.compile(r"json\.loads\(.*\.read_text\(\)")
+    assert [str(path.relative_to(ROOT)) for path in modules() if locale.search(path.read_text())] == [
+        "rpd_jax/gpu_check.py"  # the last line of a part's own output
+    ]

@@ -83,7 +83,7 @@ def resolve_config(encoder: str, checkpoint: Path | None = None, weights: Mappin
 
 def _read_config(path: Path) -> T5Config:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
         config = T5Config(**{f.name: values[f.name] for f in dataclasses.fields(T5Config) if f.name in values})
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a T5 configuration: {error}.") from None

@@ -26,7 +26,7 @@ def read_description(folder: str | Path) -> dict:
     """
     path = Path(folder) / DESCRIPTION_FILE
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_bytes())
         missing = [name for name in _NEEDED if name not in description]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}: export the run again.")

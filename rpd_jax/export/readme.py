@@ -35,7 +35,7 @@ Inputs: {inputs}. Actions: {meaning}.
 
 def write_readme(folder: Path, run: str | Path, rows: Sequence[tuple[str, ...]]) -> None:
     """Writes README.md: origin, files, how to run them, and the table of `latency.measure` if there are rows."""
-    description = json.loads((folder / "policy.json").read_text())
+    description = json.loads((folder / "policy.json").read_bytes())
     inputs = description.pop("inputs")
     text = _TEXT.format(
         **description,

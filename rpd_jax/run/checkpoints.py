@@ -298,7 +298,7 @@ def unreadable(checkpoint: Path, error: Exception) -> UserError:
 
 def _read_json(item: Path) -> dict[str, Any]:
     """What Orbax's JsonSave wrote, without the barriers of its JsonRestore: one process may read it alone."""
-    content = json.loads((item / "metadata").read_text())
+    content = json.loads((item / "metadata").read_bytes())
     if not isinstance(content, dict):
         raise ValueError("its progress is not one")
     return content

@@ -54,7 +54,7 @@ class MetricsLog:
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._events = RecordWriter((workdir / events / name).open("ab"))
         self._write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._wandb = WandbLog(workdir, json.loads((workdir / "config.json").read_text())) if wandb else None
+        self._wandb = WandbLog(workdir, json.loads((workdir / "config.json").read_bytes())) if wandb else None
 
     def write(self, count: int, step: int, metrics: Mapping[str, float]) -> None:
         """Writes scalars measured in iteration `count`, after `step` environment or training steps.

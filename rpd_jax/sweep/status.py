@@ -83,7 +83,7 @@ def _status(job: Job, folder: Path, slurm: Mapping[str, str] | None) -> Status:
 
 
 def _success(path: Path) -> str:
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_bytes())
     if "student" in results:
         student = results["student"]
         return f"success {student['success']:.0%} ({student['success_low']:.0%} to {student['success_high']:.0%})"

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -322,3 +325,13 @@ def test_config_of_create_module_is_not_changed(tiny):
     config = copy.deepcopy(tiny.config)
     create_module(config, TINY)
     assert config == tiny.config
+
+
+def test_its_texts_are_utf_8_whatever_the_locale(tiny_copy):
+    path, statistics = tiny_copy / "dataset_statistics.json", {"W\u00fcrfel": {"action": {"mean": [0.0] * 7}}}
+    path.write_text(json.dumps(statistics, ensure_ascii=False), encoding="utf-8-sig")
+    code = "from pathlib import Path; import sys; from octo_teacher import checkpoints; "
+    code += "print(ascii(checkpoints._read_statistics(Path(sys.argv[1]))))"
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run([sys.executable, "-c", code, path], env=ascii_only, capture_output=True, text=True, timeout=60)
+    assert run.stdout.startswith("{'W\\xfcrfel': {'action': {'mean': "), run.stderr
