@@ -225,6 +225,7 @@ def main(commands: int, memory: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the client decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     connection = Connection(commands)
     inbox: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()

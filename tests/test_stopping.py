@@ -3,11 +3,14 @@
 Each 0.2 s of the first ten seconds: tests/benchmarks/stop_moments.py.
 """
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
+import time
 
 import pytest
 from stopping import ROOT, finetune, stop_after, train
@@ -75,9 +78,9 @@ with StopRequest() as stop:
 """
 
 
-def listening(body):
+def listening(body, *before):
     process = subprocess.Popen(
-        [sys.executable, "-c", LISTEN.replace("{body}", body)],
+        [*before, sys.executable, "-c", LISTEN.replace("{body}", body)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,7 +91,7 @@ def listening(body):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_is_neither_lost_nor_leaves_a_trace(moment, number):
     process = listening(MOMENTS[moment])
@@ -102,11 +105,40 @@ def test_what_is_to_be_saved_is_saved_and_a_second_signal_ends_at_once():
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert output.splitlines() == ["saved after SIGTERM", "went on"]
+    process = listening(SAVING)
+    for _ in range(3):  # the kernel and the shell tell of a closed terminal
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=30)
+    assert output.splitlines() == ["saved after SIGHUP", "went on"]
     process = listening("with StopRequest() as stop: stop.unsaved = True; print('ready', flush=True); time.sleep(60)")
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (130, "")
+
+
+def test_at_its_end_signals_are_what_they_were():
+    body = """
+import os, signal
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+try:
+    with StopRequest() as stop:
+        stop.unsaved = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        stop.check()
+except Exception:
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    print("ready", flush=True)
+"""
+    assert listening(body).communicate(timeout=30)[0] == "went on\n"
+
+
+def test_what_is_to_outlive_its_terminal_does():
+    process = listening("print('ready', flush=True); time.sleep(1)", "nohup")
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=30)[0].splitlines()[-1] == "went on" and process.returncode == 0
 
 
 def test_what_has_to_be_undone_is_undone():
@@ -183,6 +215,29 @@ def test_a_run_whose_output_nobody_reads_saves_and_ends(tmp_path):
     process.stdout.close()
     errors = process.stderr.read()
     assert process.wait(timeout=100) == 130 and "Traceback" not in errors, errors
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert_all_is_saved(tmp_path / "run")
+
+
+def assert_all_is_saved(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    saved = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert max(saved) == len(rows)
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_closed_saves_and_ends(tmp_path):
+    ours, its = os.openpty()
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(its, termios.TIOCSCTTY, 0)
+
+    command = train(tmp_path / "run", total_steps=10**6)
+    process = subprocess.Popen(command, cwd=ROOT, stdin=its, stdout=its, stderr=its, preexec_fn=take_terminal)
+    os.close(its)
+    shown = b""
+    while b"steps/s" not in shown:
+        shown += os.read(ours, 1 << 12)
+    os.close(ours)  # the kernel sends SIGHUP to all of its processes
+    assert process.wait(timeout=100) == 130, shown
+    assert_all_is_saved(tmp_path / "run")

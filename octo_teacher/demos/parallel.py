@@ -43,13 +43,14 @@ def in_order(
     # which the interpreter would wait for.
     numbers.cancel_join_thread()
     processes = [context.Process(target=_work, args=(prepare, numbers, results), daemon=True) for _ in range(count)]
-    # Ctrl-C reaches the whole group of processes; it is the parent's to act on, and its workers inherit what it blocks.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Ctrl-C, or a terminal that is closed, reaches the whole group of processes; it is the parent's to act on, and its
+    # workers inherit what it blocks.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         for process in processes:
             process.start()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         sent, wanted, early = first, first, {}
         while last is None or wanted <= last:

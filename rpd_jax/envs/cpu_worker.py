@@ -154,6 +154,7 @@ def main(commands: int, lifeline: int, memory: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     die_with_parent(lifeline)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=False)

@@ -93,6 +93,7 @@ def main(requests: int) -> None:
     # As its workers: the trainer decides when it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     import rpd_jax.envs.simulator_imports  # noqa: F401  (after the signals, since it takes seconds)
 
     _Nursery(requests).serve()

@@ -1,4 +1,4 @@
-"""Turns Ctrl-C and SIGTERM into an end that loses nothing and leaves no trace.
+"""Turns Ctrl-C, SIGTERM and a terminal that is closed (SIGHUP) into an end that loses nothing and leaves no trace.
 
 A command calls `listen` before its other imports. From then on a signal ends the process at once, with status 130: no
 exception is raised, since what a library is doing may swallow it (JAX's callback of the garbage collector does) or
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED_STATUS = 130
 _SHOW_CURSOR = b"\x1b[?25h"
 
@@ -24,8 +24,13 @@ class Interrupted(Exception):
     """The user or the scheduler asked the run to stop."""
 
 
+def _heard() -> list[int]:
+    """The signals that stop this process: all, but not SIGHUP where it is ignored, as `nohup` has it."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
 class StopRequest:
-    """Remembers that SIGINT or SIGTERM came; `check` raises Interrupted then. A second signal ends at once.
+    """Remembers that one of SIGNALS came; `check` raises Interrupted then. A second signal, but SIGHUP, ends at once.
 
     As a context manager it installs its handlers and puts the old ones back at the end.
 
@@ -43,7 +48,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():
             return self  # nobody sends signals there
-        for number in SIGNALS:
+        for number in _heard():
             self._old_handlers[number] = signal.signal(number, self._remember)
         _LISTENER.request = self
         return self
@@ -63,6 +68,8 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         self._restore_handlers()
+        # The kernel and the shell both tell of a closed terminal.
+        self._old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if _LISTENER.is_on and not self.unsaved:
             end_at_once()
 
@@ -73,7 +80,7 @@ class StopRequest:
 
 
 def listen() -> None:
-    """From now on, SIGINT and SIGTERM end this process at once, unless a `StopRequest` has something to save.
+    """From now on, SIGINT, SIGTERM and SIGHUP end this process at once, unless a `StopRequest` has something to save.
 
     To be called by a command, in the main thread. Its child processes handle signals as ever.
     """
@@ -82,10 +89,10 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def interrupts_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt inside the `with` block: for what has to be undone; a second ends."""
+    """Such a signal raises KeyboardInterrupt inside the `with` block: for what has to be undone; a second ends."""
     with StopRequest() as request:
         request.unsaved = True
-        for number in SIGNALS:
+        for number in _heard():
             signal.signal(number, signal.default_int_handler)
         yield
 
@@ -119,7 +126,7 @@ class _Listener:
         ours, pythons = os.pipe()
         os.set_blocking(pythons, False)
         signal.set_wakeup_fd(pythons, warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in _heard():
             # Also where a shell has SIGINT ignored, as for what it starts in the background.
             signal.signal(number, lambda number, frame: end_at_once())
         atexit.register(_ignore)  # the first to be registered is the last to be called
@@ -131,6 +138,8 @@ class _Listener:
         while received := os.read(ours, 1):
             if received[0] not in SIGNALS:
                 continue  # another that Python handles
+            if count and received[0] == signal.SIGHUP:
+                continue  # the shell tells it once more
             count += 1
             if count > 1 or self.request is None or not self.request.unsaved:
                 end_at_once()
@@ -139,7 +148,7 @@ class _Listener:
         """In a forked child: its signals are not this process's."""
         self.is_on, self.request = False, None
         signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
+        for number in _heard():
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
