@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from rpd_jax.run.stop import ignore_signals
+
 
 class _Environment:
     """One environment with same-step auto-reset, writing its row of the shared arrays."""
@@ -152,9 +154,7 @@ def _exit_at_end_of(pipe: int) -> None:
 
 def main(commands: int, lifeline: int, memory: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignore_signals()
     die_with_parent(lifeline)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=False)

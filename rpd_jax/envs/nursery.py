@@ -18,6 +18,7 @@ import traceback
 from multiprocessing.connection import Connection, wait
 
 from rpd_jax.envs import cpu_worker
+from rpd_jax.run.stop import ignore_signals
 
 
 class _Nursery:
@@ -91,9 +92,7 @@ def _work(environment: dict[str, str], output: int, *inherited: int) -> None:
 
 def main(requests: int) -> None:
     # As its workers: the trainer decides when it ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignore_signals()
     import rpd_jax.envs.simulator_imports  # noqa: F401  (after the signals, since it takes seconds)
 
     _Nursery(requests).serve()

@@ -106,8 +106,8 @@ def end_at_once() -> None:
     os._exit(STOPPED_STATUS)
 
 
-def _ignore() -> None:
-    """All is done, and Python takes its handlers back: a signal now would tell that the command failed."""
+def ignore_signals() -> None:
+    """From now on none of SIGNALS ends this process: another one decides when it ends, or all is done."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -129,7 +129,9 @@ class _Listener:
         for number in _heard():
             # Also where a shell has SIGINT ignored, as for what it starts in the background.
             signal.signal(number, lambda number, frame: end_at_once())
-        atexit.register(_ignore)  # the first to be registered is the last to be called
+        # Python takes its handlers back then: a signal would tell that the command failed. The first to be registered
+        # is the last to be called.
+        atexit.register(ignore_signals)
         os.register_at_fork(after_in_child=self._forget)
         threading.Thread(target=self._hear, args=(ours,), daemon=True, name="signals").start()
 
