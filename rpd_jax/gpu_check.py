@@ -47,7 +47,6 @@ _TESTS = (
 _DEVICE = """
 import json, jax
 from rpd_jax.arithmetic import matmul_rate
-from rpd_jax.run.console import plain_console
 device = jax.devices()[0]
 found = {"device": device.device_kind, "platform": device.platform, "devices": len(jax.devices())}
 found["tflops"] = {name: matmul_rate(name) / 1e12 for name in ("float32", "bfloat16")}
