@@ -131,6 +131,7 @@ try:
 except Exception:
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     print("ready", flush=True)
+    time.sleep(1)
 """
     assert listening(body).communicate(timeout=30)[0] == "went on\n"
 
