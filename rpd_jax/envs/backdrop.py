@@ -7,9 +7,9 @@ and most of a frame's shading is theirs. The frames are the same, bit for bit.
 from collections.abc import Callable
 
 import numpy as np
-import sapien.render
 import torch
 
+from rpd_jax.envs.render_bodies import render_body
 from rpd_jax.envs.shaders import STILL
 
 # A reset puts the table where PhysX, in the next step, moves it by a last digit.
@@ -30,7 +30,7 @@ class Backdrop:
     def __init__(self, scene, names: tuple[str, ...]):
         self._scene = scene.sub_scenes[0]
         self._still = [entity for name in names if name in scene.actors for entity in scene.actors[name]._objs]
-        bodies = [_body(entity) for entity in self._still]
+        bodies = [render_body(entity) for entity in self._still]
         self._materials = [part.material for body in bodies for shape in body.render_shapes for part in shape.parts]
         self._pictures: dict[bytes, torch.Tensor] = {}  # by where the actors are
         self._mark(STILL)
@@ -53,7 +53,7 @@ class Backdrop:
         return torch.where(rgba[..., 3:] == 0, self._pictures[poses], rgba)
 
     def _drawn_alone(self, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
-        others = [_body(entity) for entity in self._scene.entities if entity not in self._still]
+        others = [render_body(entity) for entity in self._scene.entities if entity not in self._still]
         visible = [(body, body.visibility) for body in others if body is not None]
         self._mark(_UNMARKED)
         for body, _ in visible:
@@ -67,7 +67,3 @@ class Backdrop:
     def _mark(self, index: float) -> None:
         for material in self._materials:
             material.ior = index
-
-
-def _body(entity) -> sapien.render.RenderBodyComponent | None:
-    return entity.find_component_by_type(sapien.render.RenderBodyComponent)

@@ -18,6 +18,7 @@ from rpd_jax.envs.mesh_detail import reduce_mesh_detail
 from rpd_jax.envs.quick_panda import make_quick
 from rpd_jax.envs.shaders import knows_marks, rgba_shader
 from rpd_jax.envs.task_arguments import check_task_arguments
+from rpd_jax.envs.visible_triangles import VisibleTriangles
 from rpd_jax.errors import UserError
 from rpd_jax.tasks import Task
 
@@ -25,6 +26,9 @@ CAMERA_NAME = "human_camera"
 
 # Actors that ManiSkill's own tasks leave where they are.
 _STILL = ("ground", "table-workspace")
+
+# Pixels: in frames of this size it costs as much to tell which triangles can be seen as to draw all.
+_LARGEST_WITH_TINY_TRIANGLES = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +105,18 @@ class _HumanCameraTask:
         if self._mesh_detail < 1.0:
             reduce_mesh_detail(self.scene, self._mesh_detail, self._marks)
         self._backdrop = None
+        self._visible_triangles = None
 
     @property
     def _marks(self) -> bool:
         """True if the shaders draw marked materials."""
         return self.backend.render_device.is_cpu() and knows_marks()
+
+    @property
+    def _has_tiny_triangles(self) -> bool:
+        """True where most of the robot's are too small to be seen; those that cast shadows count nevertheless."""
+        tiny = self._mesh_detail == 1.0 and self._image_size <= _LARGEST_WITH_TINY_TRIANGLES
+        return tiny and self._marks and bool(self._still) and not self.enable_shadow
 
     def _setup_sensors(self, options: dict):
         super()._setup_sensors(options)
@@ -118,6 +129,11 @@ class _HumanCameraTask:
     def _get_obs_sensor_data(self, apply_texture_transforms: bool = True):
         if not self.drawing:
             return {}
+        if self._has_tiny_triangles:
+            if self._visible_triangles is None:
+                (camera,) = self._sensors[CAMERA_NAME].camera._render_cameras
+                self._visible_triangles = VisibleTriangles(self.scene, camera)
+            self._visible_triangles.select()
         draw = functools.partial(super()._get_obs_sensor_data, apply_texture_transforms)
         data = draw()
         if self._marks and self._still:

@@ -7,6 +7,7 @@ import numpy as np
 import sapien.render
 
 from rpd_jax.envs.kept_meshes import kept
+from rpd_jax.envs.render_bodies import render_body, replace_body
 from rpd_jax.envs.shaders import FLAT
 
 # Below this a part has nothing to spare: SAPIEN refuses a mesh that collapsed to nothing.
@@ -44,18 +45,9 @@ def reduce_mesh_detail(scene, fraction: float, marks: bool = False) -> None:
 
 
 def _replace_shapes(entity, simplify) -> None:
-    body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
-    if body is None:
-        return
-    replacement = sapien.render.RenderBodyComponent()
-    for shape in body.render_shapes:
-        for part in simplify(shape):
-            replacement.attach(part)
-    replacement.visibility = body.visibility
-    replacement.shading_mode = body.shading_mode
-    replacement.name = body.name
-    entity.remove_component(body)
-    entity.add_component(replacement)
+    body = render_body(entity)
+    if body is not None:
+        replace_body(entity, body, [part for shape in body.render_shapes for part in simplify(shape)])
 
 
 def _simplify_shape(shape, fraction: float, marks: bool) -> list:
@@ -126,7 +118,7 @@ def _simplify_part(part, fraction: float, marks: bool) -> sapien.render.RenderSh
 def _collapse_edges(vertices: np.ndarray, triangles: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns points float32 [P, 3] and faces [K, 3] of a mesh with about `fraction` of the triangles."""
     # Flat shading stores a vertex once per face: without welding there are no shared edges to collapse.
-    first, welded = _distinct_rows(np.round(vertices * 1e5).astype(np.int64))
+    first, welded = distinct_rows(np.round(vertices * 1e5).astype(np.int64))
     points, faces = fast_simplification.simplify(
         vertices[first].astype(np.float32),
         welded[triangles].astype(np.int32),
@@ -136,7 +128,7 @@ def _collapse_edges(vertices: np.ndarray, triangles: np.ndarray, fraction: float
     return points, faces[np.linalg.norm(_normals(points, faces), axis=1) > 0]
 
 
-def _distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index of each distinct row's first occurrence, in the rows' order, and for each row which of them it is.
 
     As np.unique(rows, axis=0), which takes four times as long.
