@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 from rich.table import Table
 
@@ -29,8 +30,9 @@ from rpd_jax.errors import UserError
 from rpd_jax.kernels import Kernel, measure_kernels
 from rpd_jax.learning import schedules
 from rpd_jax.learning.finite import FINITE_TERMS
-from rpd_jax.learning.learner import Learner, LearnerState
+from rpd_jax.learning.learner import Learner
 from rpd_jax.learning.rollout import Rollout
+from rpd_jax.learning.update import LearnerState, Update
 from rpd_jax.student.networks import ActorCritic
 
 STATE_DIM = 35  # PushCube's; the paper's student does not look at it
@@ -94,16 +96,17 @@ def student_programs(config: ConfigDict) -> list[Program]:
     config.ppo.target_kl = 0.0
     ppo, network = config.ppo, ActorCritic.from_config(config.student)
     learner = Learner(network, config)
+    program = Update(network, config, learner.mesh)
     steps, envs, size = ppo.rollout_steps, config.env.num_envs, config.env.image_size
     rgb = _shape(envs, size, size, 3, dtype=jnp.uint8) if network.sees_frames else None
     state = _shape(envs, STATE_DIM) if network.reads_state else None
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(network.init, key, rgb, state)
-    fresh = _learner_state(learner, params)
+    fresh = _learner_state(program.optimizer, params)
     rollout = rollout_shapes(learner, steps, envs, size)
     coefficients = schedules.coefficients(config, 0)
     replay = jax.eval_shape(functools.partial(learner.create_replay, 7, STATE_DIM)) if learner.uses_replay else None
-    update = jax.jit(lambda *arguments: learner._update_on_mesh(*arguments, None, per_minibatch=False))
+    update = jax.jit(lambda *arguments: program.on_mesh(*arguments, None, per_minibatch=False))
     act = jax.jit(functools.partial(network.apply, method=ActorCritic.policy_step))
     return [
         Program("student acts", steps, act, (params, rgb, state, key)),
@@ -117,9 +120,9 @@ def part_done(metrics: Mapping[str, float], ppo: ConfigDict) -> float:
     return looked_at / (ppo.update_epochs * ppo.num_minibatches)
 
 
-def _learner_state(learner: Learner, params: Any) -> LearnerState:
+def _learner_state(optimizer: optax.GradientTransformation, params: Any) -> LearnerState:
     scalar = _shape(dtype=jnp.int32)
-    return LearnerState(params, jax.eval_shape(learner._optimizer.init, params), scalar, scalar)
+    return LearnerState(params, jax.eval_shape(optimizer.init, params), scalar, scalar)
 
 
 def rollout_shapes(learner: Learner, steps: int, envs: int, size: int) -> Rollout:

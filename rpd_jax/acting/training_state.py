@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from rpd_jax.acting.kept_replay import kept, refilled
-from rpd_jax.learning.learner import LearnerState
 from rpd_jax.learning.replay import Replay
+from rpd_jax.learning.update import LearnerState
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 
 _LISTS = ("evaluations", "sampled", "recent")  # of a TrainingState, in the progress of a checkpoint

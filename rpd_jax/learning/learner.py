@@ -1,43 +1,22 @@
 """The learner: one compiled program turns a labelled rollout into a better student."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from rpd_jax.learning import minibatches, sharding
-from rpd_jax.learning.advantages import gae
+from rpd_jax.learning import replay_on_mesh, sharding
 from rpd_jax.learning.algorithms import find_algorithm
 from rpd_jax.learning.finite import FINITE_TERMS, INPUT_TERMS, first_nonfinite_input
 from rpd_jax.learning.replay import Labelled, Replay
-from rpd_jax.learning.rollout import Rollout, check_arrays
+from rpd_jax.learning.rollout import Rollout
 from rpd_jax.learning.schedules import Coefficients
 from rpd_jax.learning.sharding import AXIS, REPLICATED
-from rpd_jax.learning.steps import Progress, Sources, Steps
+from rpd_jax.learning.update import LearnerState, Update
 from rpd_jax.student.networks import ActorCritic
-from rpd_jax.student.state_features import with_statistics
-
-
-@struct.dataclass
-class LearnerState:
-    """What the learner carries from update to update.
-
-    Attributes:
-        params: parameters of the student.
-        opt_state: Adam's moments.
-        updates: int32, rollouts seen.
-        optimizer_steps: int32, minibatches stepped on.
-    """
-
-    params: dict
-    opt_state: optax.OptState
-    updates: jax.Array
-    optimizer_steps: jax.Array
 
 
 class Learner:
@@ -60,21 +39,13 @@ class Learner:
         self.network = network
         self.config = config
         self.mesh = sharding.one_device() if mesh is None else mesh
-        self._axis = sharding.axis_name(self.mesh)
         self.algorithm = find_algorithm(config.algorithm)
-        self._optimizer = optax.chain(
-            optax.clip_by_global_norm(config.ppo.max_grad_norm), optax.scale_by_adam(eps=config.ppo.adam_eps)
-        )
-        self._steps = Steps(network, config, self._optimizer, self._axis)
-        self._update = jax.jit(self._update_on_mesh, static_argnames="per_minibatch")
-        self._extend_replay = jax.jit(self._extend_replay_on_mesh, donate_argnums=0)
-        self._fill_replay = jax.jit(self._fill_replay_on_mesh, donate_argnums=0)
-        self._first_nonfinite_input = jax.jit(first_nonfinite_input)
-        self._init_optimizer = jax.jit(self._optimizer.init)
-        self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
-        self.mean_action = jax.jit(partial(network.apply, method=ActorCritic.mean_action))
-        self.value = jax.jit(partial(network.apply, method=ActorCritic.value))
-        self.value_where = jax.jit(self._value_where)
+        read = FrozenConfigDict({"algorithm": config.algorithm, "ppo": config.ppo, "distill": config.distill})
+        self._compiled = _compiled(network, read, self.mesh)
+        self.policy_step = self._compiled.policy_step
+        self.mean_action = self._compiled.mean_action
+        self.value = self._compiled.value
+        self.value_where = self._compiled.value_where
 
     @property
     def num_samples(self) -> int:
@@ -96,7 +67,7 @@ class Learner:
 
     def init_from(self, params: dict) -> LearnerState:
         """A learner's state that starts from given parameters."""
-        state = LearnerState(params, self._init_optimizer(params), np.int32(0), np.int32(0))
+        state = LearnerState(params, self._compiled.init_optimizer(params), np.int32(0), np.int32(0))
         return jax.device_put(state, sharding.shardings(self.mesh, REPLICATED))
 
     def local_params(self, state: LearnerState) -> dict:
@@ -125,7 +96,8 @@ class Learner:
 
     def extend_replay(self, replay: Replay, rollout: Rollout) -> Replay:
         """Adds a labelled rollout, in place: the old `replay` must not be used afterwards."""
-        return self._extend_replay(replay, rollout if self.config.distill.replay_both else self._seen(rollout))
+        rollout = rollout if self.config.distill.replay_both else self._seen(rollout)
+        return replay_on_mesh.extend(replay, rollout, mesh=self.mesh, image_size=self.network.image_size)
 
     def rows_of(self, rollout: Rollout) -> int:
         """Rows that `extend_replay` adds to each device's ring."""
@@ -150,7 +122,8 @@ class Learner:
         ).newest(replay.capacity)
         if missing := -len(rows.labels) % self.mesh.size:
             rows = jax.tree.map(lambda array: jnp.concatenate([array, array[:missing]]), rows)
-        return self._fill_replay(replay, jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(AXIS))))
+        rows = jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(AXIS)))
+        return replay_on_mesh.fill(replay, rows, mesh=self.mesh)
 
     def update(
         self,
@@ -196,7 +169,7 @@ class Learner:
                 frames=replay.frames if self.network.sees_frames else None,
                 states=replay.states if self.network.reads_state else None,
             )
-        return self._update(
+        return self._compiled.update(
             state, self._seen(rollout), key, coefficients, replay, permutations, per_minibatch=per_minibatch
         )
 
@@ -210,7 +183,7 @@ class Learner:
 
     def nonfinite_input(self, rollout: Rollout) -> str | None:
         """Name of the first of the rollout's arrays that holds a NaN or an infinite number, or None."""
-        code = int(self._first_nonfinite_input(rollout))
+        code = int(_first_nonfinite_input(rollout))
         return INPUT_TERMS[code - 1] if code else None
 
     def _seen(self, rollout):
@@ -221,135 +194,31 @@ class Learner:
             teacher_actions=rollout.teacher_actions if self.algorithm.distillation else None,
         )
 
-    def _value_where(self, params, where, rgb, state):
-        """V float32 [B] of the observations that `where`, bool [B], chooses, else 0; if it chooses none, at no cost."""
-        value = partial(self.network.apply, params, rgb, state, method=ActorCritic.value)
-        nothing = partial(jnp.zeros, where.shape, jnp.float32)
-        return jax.lax.cond(where.any(), lambda: jnp.where(where, value(), 0.0), nothing)
 
-    def _update_on_mesh(self, state, rollout, key, coefficients, replay, permutations, *, per_minibatch):
-        check_arrays(rollout)
-        if replay is not None:
-            check_arrays(replay)
-        specs = (REPLICATED, sharding.rollout_specs(rollout), REPLICATED, REPLICATED, sharding.replay_specs(replay))
-        compute = jax.shard_map(
-            partial(self._update_on_device, per_minibatch=per_minibatch),
-            mesh=self.mesh,
-            in_specs=(*specs, PartitionSpec(None, AXIS)),
-            out_specs=REPLICATED,
-            check_vma=False,  # metrics and gradients are made equal by hand
-        )
-        return compute(state, rollout, key, coefficients, replay, permutations)
+class _Compiled:
+    """Programs of a network, settings and a mesh."""
 
-    def _extend_replay_on_mesh(self, replay, rollout):
-        check_arrays(rollout)
-        check_arrays(replay)
-        specs = sharding.replay_specs(replay)
-        compute = jax.shard_map(
-            self._extend_replay_on_device,
-            mesh=self.mesh,
-            in_specs=(specs, sharding.rollout_specs(rollout)),
-            out_specs=specs,
-            check_vma=False,
-        )
-        return compute(replay, rollout)
+    def __init__(self, network: ActorCritic, settings: FrozenConfigDict, mesh: Mesh):
+        update = Update(network, settings, mesh)
+        self.update = jax.jit(update.on_mesh, static_argnames="per_minibatch")
+        self.init_optimizer = jax.jit(update.optimizer.init)
+        self.policy_step = jax.jit(partial(network.apply, method=ActorCritic.policy_step))
+        self.mean_action = jax.jit(partial(network.apply, method=ActorCritic.mean_action))
+        self.value = jax.jit(partial(network.apply, method=ActorCritic.value))
+        self.value_where = jax.jit(partial(_value_where, network))
 
-    def _fill_replay_on_mesh(self, replay, rows):
-        specs = sharding.replay_specs(replay)
-        fill = jax.shard_map(
-            Replay.add, mesh=self.mesh, in_specs=(specs, PartitionSpec(AXIS)), out_specs=specs, check_vma=False
-        )
-        return fill(replay, rows)
 
-    def _extend_replay_on_device(self, replay, rollout):
-        fresh = Labelled(
-            frames=None if rollout.rgb is None else minibatches.flat_frames(rollout.rgb, self.network.image_size),
-            states=None if rollout.state is None else minibatches.flat(rollout.state),
-            labels=minibatches.flat_labels(rollout.teacher_actions)[0],
-        )
-        return replay.add(fresh.newest(replay.capacity))
+_compiled = lru_cache(_Compiled)  # learners that are equal share it
+_first_nonfinite_input = jax.jit(first_nonfinite_input)
 
-    def _update_on_device(self, state, rollout, key, coefficients, replay, permutations, *, per_minibatch):
-        """Advantages, minibatches, and a step on the objective of each."""
-        ppo = self.config.ppo
-        advantages = gae(
-            rollout.rewards,
-            rollout.values,
-            rollout.dones,
-            rollout.next_value,
-            rollout.next_done,
-            rollout.final_values,
-            ppo.gamma,
-            ppo.gae_lambda,
-            ppo.finite_horizon,
-        )
-        samples = minibatches.make_samples(rollout, advantages, self.network.image_size)
-        valid = None if rollout.valid is None else minibatches.flat(rollout.valid)
-        order_key, step_key = jax.random.split(sharding.device_key(key, self._axis))
-        indices = minibatches.draw_minibatches(
-            order_key, advantages.size, ppo.update_epochs, ppo.num_minibatches, valid, permutations
-        )
-        num_steps = len(indices)
-        epochs = jnp.arange(num_steps) // ppo.num_minibatches
 
-        nonfinite = sharding.max_of_devices(first_nonfinite_input(rollout), self._axis)
-        opt_state = state.opt_state
-        if ppo.critic_first:
-            fresh = partial(self._optimizer.init, state.params)
-            opt_state = jax.lax.cond(coefficients.restart, fresh, lambda: state.opt_state)
-        progress = Progress(state.params, opt_state, nonfinite > 0, nonfinite)
-        sources = Sources(samples, replay, self._fresh(samples, replay), coefficients)
-        progress, (terms, looked_at, stepped) = jax.lax.scan(
-            partial(self._steps.step, sources), progress, (indices, epochs, jax.random.split(step_key, num_steps))
-        )
-
-        metrics = {name: _mean_where(looked_at, term) for name, term in terms.items()}
-        metrics["optimizer_steps"] = jnp.sum(stepped, dtype=jnp.int32)
-        metrics["nonfinite"] = progress.nonfinite
-        metrics["target_kl_stop"] = (progress.stopped & (progress.nonfinite == 0)).astype(jnp.float32)
-        metrics |= self._rollout_metrics(samples, valid)
-        if per_minibatch:
-            metrics["minibatches"] = terms
-        params = progress.params
-        if samples.state is not None:
-            # Only now: the policy that acted and the one that learnt from it saw the same normalisation.
-            params = with_statistics(params, *sharding.of_all_devices((samples.state, valid), self._axis))
-        improved = LearnerState(
-            params=params,
-            opt_state=progress.opt_state,
-            updates=state.updates + 1,
-            optimizer_steps=state.optimizer_steps + metrics["optimizer_steps"],
-        )
-        # A number that was not finite undoes all steps before it.
-        return jax.lax.cond(progress.nonfinite == 0, lambda: improved, lambda: state), metrics
-
-    def _fresh(self, samples, replay):
-        """What the rollout will add to the replay."""
-        if replay is None or samples.labels is None:
-            return None
-        return samples.labelled().newest(replay.capacity)
-
-    def _rollout_metrics(self, samples, valid):
-        """What does not depend on the minibatches, of all devices together."""
-        everyone = (samples.returns, samples.values, samples.advantages, valid)
-        returns, values, advantages, valid = sharding.of_all_devices(everyone, self._axis)
-        unexplained = jnp.var(returns - values, where=valid)
-        metrics = {
-            "explained_variance": 1.0 - unexplained / jnp.maximum(jnp.var(returns, where=valid), 1e-12),
-            "advantage_std": jnp.std(advantages, where=valid),
-        }
-        if self.algorithm.reads_spread and samples.labels is not None:
-            floored = jnp.std(samples.labels, axis=2) < self.config.distill.std_floor
-            share = jnp.mean(floored.astype(jnp.float32))
-            metrics["teacher_std_floored"] = sharding.mean_of_devices(share, self._axis)
-        return metrics
+def _value_where(network, params, where, rgb, state):
+    """V float32 [B] of the observations that `where`, bool [B], chooses, else 0; if it chooses none, at no cost."""
+    value = partial(network.apply, params, rgb, state, method=ActorCritic.value)
+    nothing = partial(jnp.zeros, where.shape, jnp.float32)
+    return jax.lax.cond(where.any(), lambda: jnp.where(where, value(), 0.0), nothing)
 
 
 @partial(jax.jit, static_argnums=0)  # networks that are equal share it
 def _fresh_parameters(network: ActorCritic, key: jax.Array, rgb: jax.Array | None, state: jax.Array | None) -> dict:
     return network.init(key, rgb, state)
-
-
-def _mean_where(looked_at, term):
-    """The mean of the entries looked at, 0 if there are none; the others may be NaN."""
-    return jnp.sum(jnp.where(looked_at, term, 0.0)) / jnp.maximum(jnp.sum(looked_at), 1)

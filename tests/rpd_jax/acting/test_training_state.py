@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from rpd_jax.acting.training_state import TrainingState
-from rpd_jax.learning.learner import LearnerState
 from rpd_jax.learning.replay import Replay
+from rpd_jax.learning.update import LearnerState
 from rpd_jax.run.checkpoints import CheckpointError, Checkpoints
 
 
