@@ -32,7 +32,7 @@ class Backdrop:
         self._still = [entity for name in names if name in scene.actors for entity in scene.actors[name]._objs]
         bodies = [render_body(entity) for entity in self._still]
         self._materials = [part.material for body in bodies for shape in body.render_shapes for part in shape.parts]
-        self._pictures: dict[bytes, torch.Tensor] = {}  # by where the actors are
+        self._pictures: dict[bytes, np.ndarray] = {}  # by where the actors are
         self._mark(STILL)
 
     def behind(self, rgba: torch.Tensor, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -45,20 +45,24 @@ class Backdrop:
         Returns:
             uint8 [1, H, W, 4].
         """
-        poses = np.array([np.r_[entity.pose.p, entity.pose.q] for entity in self._still]).tobytes()
-        if poses not in self._pictures:
+        poses = [entity.pose for entity in self._still]
+        places = b"".join(part.tobytes() for pose in poses for part in (pose.p, pose.q))
+        if places not in self._pictures:
             if len(self._pictures) == _PLACES:
                 self._pictures.clear()
-            self._pictures[poses] = self._drawn_alone(draw)
-        return torch.where(rgba[..., 3:] == 0, self._pictures[poses], rgba)
+            self._pictures[places] = self._drawn_alone(draw)
+        # A pixel's four bytes as one number, with alpha as the highest: a tenth of the time.
+        pixels = rgba.numpy().view("<u4")
+        behind = np.where(pixels < 1 << 24, self._pictures[places].view("<u4"), pixels)
+        return torch.from_numpy(behind.view(np.uint8))
 
-    def _drawn_alone(self, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _drawn_alone(self, draw: Callable[[], torch.Tensor]) -> np.ndarray:
         others = [render_body(entity) for entity in self._scene.entities if entity not in self._still]
         visible = [(body, body.visibility) for body in others if body is not None]
         self._mark(_UNMARKED)
         for body, _ in visible:
             body.visibility = 0.0
-        picture = draw().clone()
+        picture = draw().numpy().copy()
         for body, visibility in visible:
             body.visibility = visibility
         self._mark(STILL)
