@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rpd_jax.envs.camera_task import frames, make_task_env
-from rpd_jax.envs.mesh_detail import distinct_rows
+from rpd_jax.envs.mesh_detail import _without_normals, distinct_rows
 
 
 def _triangles(entities) -> int:
@@ -66,6 +66,31 @@ def test_vertices_are_welded_as_numpy_would(rows):
     _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     for found, expected in zip(distinct_rows(rows), (first, which.reshape(-1)), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def _shaded(triangles: np.ndarray) -> int:
+    """Vertices that a renderer shades which remembers one for each last byte of a number."""
+    remembered, count = {}, 0
+    for number in triangles.ravel().tolist():
+        count += remembered.get(number % 256) != number
+        remembered[number % 256] = number
+    return count
+
+
+def test_triangles_that_share_vertices_come_one_after_the_other():
+    """Of a grid in any order: the same triangles, and few vertices are shaded twice."""
+    side, rng = 40, np.random.default_rng(0)
+    corner = np.arange(side * side).reshape(side, side)[:-1, :-1].reshape(-1, 1, 1)
+    faces = rng.permutation((corner + np.array([[0, 1, side], [1, side + 1, side]])).reshape(-1, 3))
+    points = np.stack([*np.divmod(np.arange(side * side), side), np.zeros(side * side)], axis=1).astype(np.float32)
+    names = rng.permutation(side * side)
+    scattered = np.argsort(names)[faces]
+    points = points[names]
+    vertices, triangles, *_ = _without_normals(points, scattered)
+    found, given = (each.reshape(-1, 9) for each in (vertices[triangles], points[scattered]))
+    np.testing.assert_array_equal(found[np.lexsort(found.T)], given[np.lexsort(given.T)])
+    assert _shaded(scattered) > 2.5 * len(faces)
+    assert _shaded(triangles) < 0.75 * len(faces)
 
 
 def test_environments_of_one_process_look_alike():
