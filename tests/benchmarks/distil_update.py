@@ -26,8 +26,8 @@ def make_update(augment: int):
     config = default.get_config("PickCube-v1")
     config.refine, config.distill.augment, config.ppo.update_epochs = "state", augment, 1
     config = plan(settings.resolve(config), Path("unused"))[-1].config
-    update = student_programs(config)[-1].on_random_arrays()
-    return lambda: jax.block_until_ready(update()), config.ppo.num_minibatches
+    update, arguments = student_programs(config)[-1].compiled()
+    return lambda: jax.block_until_ready(update(*arguments)), config.ppo.num_minibatches
 
 
 def main(_):
