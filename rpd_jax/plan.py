@@ -107,9 +107,8 @@ def student_programs(config: ConfigDict) -> list[Program]:
     coefficients = schedules.coefficients(config, 0)
     replay = jax.eval_shape(functools.partial(learner.create_replay, 7, STATE_DIM)) if learner.uses_replay else None
     update = jax.jit(lambda *arguments: program.on_mesh(*arguments, None, per_minibatch=False))
-    act = jax.jit(functools.partial(network.apply, method=ActorCritic.policy_step))
     return [
-        Program("student acts", steps, act, (params, rgb, state, key)),
+        Program("student acts", steps, learner.policy_step, (params, rgb, state, key)),
         Program("update", 1, update, (fresh, rollout, key, coefficients, replay)),
     ]
 

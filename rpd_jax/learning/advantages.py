@@ -5,6 +5,24 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32
+from ml_collections import ConfigDict
+
+from rpd_jax.learning.rollout import Rollout
+
+
+def advantages_of(rollout: Rollout, ppo: ConfigDict) -> Float32[Array, "T N"]:
+    """`gae` of a rollout with a config's `ppo` settings."""
+    return gae(
+        rollout.rewards,
+        rollout.values,
+        rollout.dones,
+        rollout.next_value,
+        rollout.next_done,
+        rollout.final_values,
+        ppo.gamma,
+        ppo.gae_lambda,
+        ppo.finite_horizon,
+    )
 
 
 def gae(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from rpd_jax.learning import minibatches, sharding
-from rpd_jax.learning.advantages import gae
+from rpd_jax.learning.advantages import advantages_of
 from rpd_jax.learning.algorithms import find_algorithm
 from rpd_jax.learning.finite import first_nonfinite_input
 from rpd_jax.learning.rollout import check_arrays
@@ -74,17 +74,7 @@ class Update:
     def _on_device(self, state, rollout, key, coefficients, replay, permutations, *, per_minibatch):
         """Advantages, minibatches, and a step on the objective of each."""
         ppo = self._config.ppo
-        advantages = gae(
-            rollout.rewards,
-            rollout.values,
-            rollout.dones,
-            rollout.next_value,
-            rollout.next_done,
-            rollout.final_values,
-            ppo.gamma,
-            ppo.gae_lambda,
-            ppo.finite_horizon,
-        )
+        advantages = advantages_of(rollout, ppo)
         samples = minibatches.make_samples(rollout, advantages, self._network.image_size)
         valid = None if rollout.valid is None else minibatches.flat(rollout.valid)
         order_key, step_key = jax.random.split(sharding.device_key(key, self._axis))

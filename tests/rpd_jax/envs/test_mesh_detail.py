@@ -3,25 +3,13 @@ import sys
 
 import numpy as np
 import pytest
-import sapien.render
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from robot_triangles import PANDA, count_triangles, robot_triangles
 
 from rpd_jax.envs.camera_task import frames, make_task_env
 from rpd_jax.envs.mesh_detail import _without_normals, distinct_rows
-
-
-def _triangles(entities) -> int:
-    bodies = [entity.find_component_by_type(sapien.render.RenderBodyComponent) for entity in entities]
-    return sum(len(part.triangles) for body in bodies if body for shape in body.render_shapes for part in shape.parts)
-
-
-PANDA = 135_548  # triangles
-
-
-def _robot(env) -> int:
-    return _triangles(link._objs[0].entity for link in env.unwrapped.agent.robot.links)
 
 
 def _pictures(env) -> np.ndarray:
@@ -46,7 +34,7 @@ def exact():
 @pytest.mark.parametrize(("fraction", "mean", "visible"), [(0.15, 0.5, 0.01), (0.07, 1.0, 0.02)])
 def test_fewer_triangles_give_nearly_the_same_picture(exact, fraction, mean, visible):
     env = make_task_env("PushCube-v1", 128, mesh_detail=fraction)
-    assert _robot(env) == pytest.approx(fraction * PANDA, rel=0.1)  # parts of under 300 triangles stay whole
+    assert robot_triangles(env) == pytest.approx(fraction * PANDA, rel=0.1)  # parts of under 300 triangles stay whole
     difference = np.abs(_pictures(env) - _pictures(exact))
     assert difference.mean() < mean
     assert (difference.max(axis=-1) > 8).mean() < visible
@@ -56,7 +44,7 @@ def test_fewer_triangles_give_nearly_the_same_picture(exact, fraction, mean, vis
 def test_a_ground_of_two_triangles_shows_the_same_grid(exact):
     """With practically all of the robot's triangles, what is left of the difference is the ground's."""
     env = make_task_env("PushCube-v1", 128, mesh_detail=0.999999)
-    assert _triangles(env.unwrapped.scene.actors["ground"]._objs) == 2
+    assert count_triangles(env.unwrapped.scene.actors["ground"]._objs) == 2
     assert np.abs(_pictures(env) - _pictures(exact)).mean() < 0.01
     env.close()
 

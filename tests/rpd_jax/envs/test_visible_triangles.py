@@ -3,10 +3,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from robot_triangles import PANDA, robot_triangles
 
 from rpd_jax.envs import camera_task
 from rpd_jax.envs.camera_task import CameraChange, frames, make_task_env
-from rpd_jax.envs.render_bodies import render_body
 from rpd_jax.envs.visible_triangles import may_cover
 
 WIDTH, HEIGHT = 8, 6
@@ -67,11 +67,6 @@ def test_a_triangle_that_comes_too_near_is_drawn():
     assert list(may_cover(pixels, np.array([False] * 5 + [True]), which, WIDTH, HEIGHT)) == [1]
 
 
-def drawn_triangles(env) -> int:
-    bodies = [render_body(link._objs[0].entity) for link in env.unwrapped.agent.robot.links]
-    return sum(len(part.triangles) for body in bodies if body for shape in body.render_shapes for part in shape.parts)
-
-
 # Seen from afar, from the side, from so near that links pass behind the camera, and with the robot out of the picture.
 VIEWS = {
     "own": CameraChange(),
@@ -92,8 +87,8 @@ def test_frames_are_those_of_all_triangles(view, monkeypatch):
         np.testing.assert_array_equal(*(frames(env.reset(seed=seed)[0]) for env in (selecting, plain)))
         for action in actions[seed]:
             np.testing.assert_array_equal(*(frames(env.step(action)[0]) for env in (selecting, plain)))
-    assert drawn_triangles(plain) == 135_548
-    assert drawn_triangles(selecting) < drawn_triangles(plain)
+    assert robot_triangles(plain) == PANDA
+    assert robot_triangles(selecting) < robot_triangles(plain)
     selecting.close()
     plain.close()
 
@@ -104,5 +99,5 @@ def test_frames_are_those_of_all_triangles(view, monkeypatch):
 def test_is_done_where_triangles_are_tiny(options, selects):
     env = make_task_env("PushCube-v1", **{"image_size": 16, **options})
     env.reset(seed=0)
-    assert (drawn_triangles(env) < 10_000) == selects
+    assert (robot_triangles(env) < 10_000) == selects
     env.close()

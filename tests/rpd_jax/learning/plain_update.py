@@ -14,7 +14,7 @@ import torch
 from configs import default
 from rpd_jax import settings
 from rpd_jax.learning import schedules
-from rpd_jax.learning.advantages import gae
+from rpd_jax.learning.advantages import advantages_of
 from rpd_jax.learning.learner import Learner
 from rpd_jax.learning.rollout import Rollout
 from rpd_jax.student.gaussian import gaussian_log_prob
@@ -149,17 +149,7 @@ def plain_loss(params, batch, config):
 
 def plain_samples(rollout, ppo):
     """The rollout's frames in float64; its advantages are those that are learnt from, float32 (test_advantages.py)."""
-    advantages = gae(
-        rollout.rewards,
-        rollout.values,
-        rollout.dones,
-        rollout.next_value,
-        rollout.next_done,
-        rollout.final_values,
-        ppo.gamma,
-        ppo.gae_lambda,
-        ppo.finite_horizon,
-    )
+    advantages = advantages_of(rollout, ppo)
     arrays = {name: getattr(rollout, name) for name in ("state", "actions", "logprobs", "values")}
     arrays |= {"advantages": advantages, "returns": advantages + rollout.values}
     return {name: torch.tensor(np.asarray(x, np.float64)).flatten(0, 1) for name, x in arrays.items()}

@@ -52,8 +52,7 @@ def test_update(learner, state):
     rollout = rollout_shapes(learner, STEPS, ENVS, SIZE)
     coefficients = schedules.coefficients(learner.config, 0)
     arguments = state, rollout, jax.random.key(0), coefficients, None, None
-    update = jax.jit(lambda *arguments: learner._compiled.update(*arguments, per_minibatch=False))
-    assert_convolutions_for_cuda_only(lambda platform: lowered(update, platform, *arguments))
+    assert_convolutions_for_cuda_only(lambda platform: lowered(jax.jit(learner.update), platform, *arguments))
 
 
 def test_policy_step(learner, state):
